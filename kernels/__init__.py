@@ -1,0 +1,1 @@
+"""Numeric building blocks: `naive` defines each in plain PyTorch."""

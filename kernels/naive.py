@@ -1,0 +1,137 @@
+"""The meaning of every kernel, in plain PyTorch. Faster kernels are tested against these."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634
+FLOAT16_MAX = 65504.0
+
+# Bound on the float32 logits that one call of `attention` holds at once, in elements (64 MiB).
+CHUNK_ELEMENTS = 1 << 24
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Pack unsigned codes into bytes, the first code in the lowest bits.
+
+    Args:
+        codes: ``[..., n]`` uint8, each below ``2 ** bits``.
+        bits: 1, 2, 4 or 8.
+
+    Returns:
+        ``[..., ceil(n * bits / 8)]`` uint8; unused high bits of the last byte are 0.
+    """
+    if bits == 8:
+        return codes.contiguous()
+    per_byte = 8 // bits
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_byte))
+    lanes = codes.unflatten(-1, (-1, per_byte))  # [..., bytes, per_byte]
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
+    return (lanes << shifts).sum(-1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The inverse of `pack_bits`: the first ``count`` codes, ``[..., count]`` uint8."""
+    if bits == 8:
+        return packed[..., :count]
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    codes = (packed.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
+    return codes.flatten(-2)[..., :count]
+
+
+def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, float16, of an asymmetric uniform quantiser that covers ``[low, high]``.
+
+    Both are rounded outwards, so that every value of the range lies within half a step of a level
+    of the quantiser as stored, not as it was before rounding to 16 bits.
+
+    Args:
+        low, high: any shape, float32.
+        bits: width of the codes.
+    """
+    low, high = low.float(), high.float()
+    zero = _half_below(low)
+    scale = -_half_below(-(high - zero.float()) / (2**bits - 1))
+    return scale, zero
+
+
+def _half_below(x: Tensor) -> Tensor:
+    """The largest float16 that is at most ``x``."""
+    half = x.half()
+    # Neighbouring floats have neighbouring bit patterns: away from zero is one up, towards it one down.
+    raw = half.view(torch.int16)
+    below = torch.where(half > 0, raw - 1, torch.where(half < 0, raw + 1, torch.full_like(raw, -0x7FFF)))
+    return torch.where(half.float() > x, below.view(torch.float16), half)
+
+
+def quantize(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """Codes ``round((x - zero) / scale)`` clamped to the width, uint8; a scale of 0 gives code 0.
+
+    Args:
+        x: any shape.
+        scale, zero: broadcast against ``x``.
+    """
+    scale = scale.float()
+    steps = (x.float() - zero.float()) / torch.where(scale > 0, scale, 1.0)
+    return steps.round_().clamp_(0, 2**bits - 1).to(torch.uint8)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """``codes * scale + zero`` in float32."""
+    return codes.float() * scale.float() + zero.float()
+
+
+def attention(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, visible: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention in float32 with its log-sum-exp, ``softmax(scale * q k^T) v``.
+
+    Args:
+        query: ``[B, H_q, Q, D]``; query head ``h * G + g`` reads KV head ``h``.
+        keys, values: ``[B, H, N, D]``.
+        scale: factor of the logits.
+        visible: bool, broadcast against ``[B, H, Q, N]``; all if None.
+
+    Returns:
+        Output ``[B, H_q, Q, D]`` and log-sum-exp to base 2 ``[B, H_q, Q]``, both float32. A query that
+        sees nothing gets output 0 and log-sum-exp minus infinity.
+    """
+    batch, q_heads, length, dim = query.shape
+    heads, slots = keys.shape[1:3]
+    if slots == 0:
+        empty = query.new_zeros((batch, q_heads, length, values.shape[-1]), dtype=torch.float32)
+        return empty, torch.full(query.shape[:3], float("-inf"), device=query.device)
+    grouped = query.float().unflatten(1, (heads, -1))  # [B, H, G, Q, D]
+    keys, values = keys.float().unsqueeze(2), values.float().unsqueeze(2)
+    step = max(1, CHUNK_ELEMENTS // (batch * q_heads * slots))
+    outputs, lses = [], []
+    for start in range(0, length, step):
+        logits = torch.matmul(grouped[..., start : start + step, :], keys.transpose(-1, -2)) * scale
+        if visible is not None:
+            part = visible if visible.shape[-2] == 1 else visible[..., start : start + step, :]
+            logits = logits.masked_fill(~part.unsqueeze(2), float("-inf"))
+        lse = logits.logsumexp(-1)  # [B, H, G, Q]
+        weights = torch.exp(logits - lse.masked_fill(lse.isinf(), 0.0).unsqueeze(-1))
+        outputs.append(torch.matmul(weights, values))
+        lses.append(lse * LOG2_E)
+    return torch.cat(outputs, 3).flatten(1, 2), torch.cat(lses, 3).flatten(1, 2)
+
+
+def merge_states(output_a: Tensor, lse_a: Tensor, output_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over the union of two disjoint sets of tokens from attention over each.
+
+    Args:
+        output_a, output_b: ``[..., D]`` float32.
+        lse_a, lse_b: ``[...]`` log-sum-exp to base 2; minus infinity for an empty set.
+
+    Returns:
+        Output and log-sum-exp of the union, same shapes.
+    """
+    top = torch.maximum(lse_a, lse_b)
+    top = top.masked_fill(top.isinf(), 0.0)  # both empty: keep the difference finite
+    weight_a, weight_b = torch.exp2(lse_a - top), torch.exp2(lse_b - top)
+    total = weight_a + weight_b
+    norm = torch.where(total > 0, total, 1.0)
+    output = (output_a * (weight_a / norm).unsqueeze(-1)) + (output_b * (weight_b / norm).unsqueeze(-1))
+    return output, torch.log2(total) + top

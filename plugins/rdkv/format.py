@@ -1,0 +1,77 @@
+"""The cache format ``mixed-bit``: each token's value and each key channel at its own width."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from torch import Tensor
+
+from ...runtime.interfaces import CacheFormat, PackedSegment, PluginOptions
+from ...runtime.ladder import Distortion, Ladder
+from ...runtime.plan import BitPlan
+from .pack import pack
+from .segment import CODED, VALUE_CLASSES, WIDTHS
+from .whole import EmptySegment, WholeSegment
+
+# Normalised squared errors of asymmetric uniform quantisation, values per token and keys per channel,
+# as published for Llama-3.1-8B (arXiv 2605.08317); `rdkv calibrate` measures them on another model.
+PAPER = Distortion(
+    value={0: 1.0, 2: 0.3129, 4: 0.01399, 8: 4.86e-5, 16: 0.0},
+    key={0: 1.0, 2: 0.1489, 4: 0.00624, 8: 2.18e-5, 16: 0.0},
+)
+AFFINE_BITS = 32  # scale and zero point, float16 each
+
+
+class MixedBitOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of ``mixed-bit``."""
+
+    channel_group: Annotated[
+        int, msgspec.Meta(ge=1, le=256, description="key channels that share a width, by falling weight")
+    ] = 4
+    positions: Annotated[
+        bool, msgspec.Meta(description="keep which tokens are held (1 bit a token, 2 a kept one); plan() needs it")
+    ] = True
+
+
+class MixedBit(CacheFormat):
+    """Widths 0, 2, 4, 8 and 16; ragged per head; bytes counted to the last scale (see `MixedBitSegment`)."""
+
+    Options = MixedBitOptions
+    options: MixedBitOptions
+
+    def ladder(self, head_dim: int, tokens: int, distortion: Distortion | None = None) -> Ladder:
+        distortion = distortion or PAPER
+        position = 2 if self.options.positions else 0  # bits a coded token, for its width
+
+        def value_cost(bits: int) -> int:
+            if bits == 0:
+                return 0
+            affine = AFFINE_BITS if bits in CODED else 0
+            return -(-head_dim * bits // 8) * 8 + affine + position
+
+        bitmap = -(-tokens // 8) * 8 if self.options.positions else 0
+        counts, widths = 32 * (1 + len(VALUE_CLASSES)), -(-head_dim // 2) * 8
+        rounding = 8 * len(CODED) + 8  # the last byte of each code stream
+        return Ladder(
+            head_dim=head_dim,
+            value_bits=WIDTHS,
+            value_distortion=tuple(distortion.value[b] for b in WIDTHS),
+            value_cost=tuple(value_cost(b) for b in WIDTHS),
+            key_bits=WIDTHS,
+            key_distortion=tuple(distortion.key[b] for b in WIDTHS),
+            key_cost=WIDTHS,
+            key_overhead=tuple(16 if b == 0 else AFFINE_BITS if b in CODED else 0 for b in WIDTHS),
+            pinned_cost=2 * head_dim * 16 + (32 if self.options.positions else 0),
+            head_cost=counts + widths + bitmap + rounding,
+            full_cost=2 * head_dim * 16 * tokens,
+            channel_group=min(self.options.channel_group, head_dim),
+        )
+
+    def pack(self, keys: Tensor, values: Tensor, plan: BitPlan) -> PackedSegment:
+        if plan.is_identity:
+            return WholeSegment(keys.clone(), values.clone())
+        if not bool(plan.kept.any()):
+            batch, heads, tokens, dim = keys.shape
+            return EmptySegment(batch, heads, tokens, dim, keys.device)
+        return pack(keys, values, plan, self.options.positions)

@@ -1,0 +1,100 @@
+"""The reference scorer: how much the window's attention output changes if a token or channel is lost."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...runtime.interfaces import Observation, PluginOptions, Scorer, Scores
+from .moments import Moments, TokenWeight, window_moments
+
+
+class AttentionDistortionOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of ``attention-distortion``."""
+
+    window: Annotated[int, msgspec.Meta(ge=1, description="last prompt tokens whose queries observe the prompt")] = 32
+    smoothing: Annotated[
+        int, msgspec.Meta(ge=1, description="width of the smoothing along the prompt, in tokens; 1 for none")
+    ] = 65
+    kernel: Annotated[
+        Literal["mean", "max", "gaussian"], msgspec.Meta(description="shape of the smoothing")
+    ] = "mean"
+    token_weight: Annotated[TokenWeight, msgspec.Meta(description="how attention of the window becomes a weight")] = (
+        "max"
+    )
+    channel_weight: Annotated[
+        Literal["variance", "think", "attention"], msgspec.Meta(description="how a key channel is weighed")
+    ] = "variance"
+    sinks: Annotated[
+        int, msgspec.Meta(ge=0, description="first tokens that stay at 16 bits, outside the quantiser")
+    ] = 4
+
+
+class AttentionDistortion(Scorer):
+    """First-order distortion of the window's attention outputs (arXiv 2605.08317).
+
+    With ``a`` the window's attention, ``o`` its outputs and ``v_t`` the values, over the ``W`` queries and
+    the query heads of a KV head a token weighs (``token_weight``)
+
+    * ``first-moment``: ``mean a`` (the paper's default), ``root-second-moment``: ``sqrt(mean a^2)``, ``max``: ``max a``;
+    * the same times the distance that eviction moves the output:
+      ``first-moment-distance``: ``mean a |o - v_t|``, ``root-second-moment-distance``: ``sqrt(mean a^2 |o - v_t|^2)``,
+
+    means being over the queries that see the token, then smoothed along the prompt. A channel weighs
+    (``channel_weight``)
+
+    * ``variance``: ``var_t k_c * mean_w q_c^2``, the error of its logits when its mean is kept;
+    * ``think``: ``mean_t k_c^2 * mean_w q_c^2`` (ThinK, arXiv 2407.21018; the paper's default);
+    * ``attention``: ``var_t k_c * mean_w q_c^2 sum_t a^2 |v_t - o|^2``, the error of the outputs.
+    """
+
+    Options = AttentionDistortionOptions
+    options: AttentionDistortionOptions
+
+    def score(self, observation: Observation) -> Scores:
+        options = self.options
+        sinks = min(options.sinks, observation.tokens)
+        moments = window_moments(
+            observation, options.window, options.token_weight, per_query=options.channel_weight == "attention"
+        )
+        token = moments.token.clone()
+        token[..., :sinks] = 0.0  # they are kept anyway, and must not lift their neighbours
+        pinned = torch.zeros_like(token, dtype=torch.bool)
+        pinned[..., :sinks] = True
+        return Scores(
+            token=smooth(token, options.smoothing, options.kernel),
+            channel=self._channel(observation, moments, sinks),
+            pinned=pinned if sinks else None,
+        )
+
+    def _channel(self, observation: Observation, moments: Moments, sinks: int) -> Tensor:
+        queries = observation.window_queries(self.options.window).float()  # [B, H, G, W, D]
+        coded = observation.keys[:, :, sinks if sinks < observation.tokens else 0 :].float()
+        if self.options.channel_weight == "think":
+            return queries.square().mean((2, 3)) * coded.square().mean(2)
+        spread = coded.var(2, unbiased=False)
+        if self.options.channel_weight == "variance":
+            return queries.square().mean((2, 3)) * spread
+        assert moments.query is not None
+        return (queries.square() * moments.query.unsqueeze(-1)).mean((2, 3)) * spread
+
+
+def smooth(token: Tensor, width: int, kernel: str) -> Tensor:
+    """Smooth ``[B, H, T]`` along the prompt, its ends reflected; an even width is rounded up to odd."""
+    tokens = token.shape[-1]
+    half = min(width // 2, tokens - 1)
+    if half == 0:
+        return token
+    padded = F.pad(token, (half, half), mode="reflect")
+    size = 2 * half + 1
+    if kernel == "max":
+        return F.max_pool1d(padded, size, stride=1)
+    if kernel == "mean":
+        return F.avg_pool1d(padded, size, stride=1)
+    offset = torch.arange(-half, half + 1, device=token.device, dtype=token.dtype)
+    bell = torch.exp(-0.5 * (offset * 4 / size).square())  # two standard deviations at each end
+    return F.conv1d(padded.flatten(0, 1).unsqueeze(1), (bell / bell.sum())[None, None]).reshape(token.shape)

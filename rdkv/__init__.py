@@ -1,0 +1,60 @@
+"""rdkv: rate-distortion compression of the KV cache (arXiv 2605.08317).
+
+The names below are the public API; each is imported when first used, so that ``import rdkv`` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .runtime.attention import attach as attach
+    from .runtime.attention import detach as detach
+    from .runtime.cache import CompressedCache as CompressedCache
+    from .runtime.config import CompressionConfig as CompressionConfig
+    from .runtime.errors import RdkvError as RdkvError
+    from .runtime.hookspecs import hookimpl as hookimpl
+    from .runtime.interfaces import Allocator as Allocator
+    from .runtime.interfaces import CacheFormat as CacheFormat
+    from .runtime.interfaces import PackedSegment as PackedSegment
+    from .runtime.interfaces import PluginOptions as PluginOptions
+    from .runtime.interfaces import Scorer as Scorer
+    from .runtime.ladder import Distortion as Distortion
+    from .runtime.ladder import Ladder as Ladder
+    from .runtime.observation import Observation as Observation
+    from .runtime.plan import BitPlan as BitPlan
+    from .runtime.plan import Budget as Budget
+    from .runtime.plan import Scores as Scores
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "attach": "attention",
+    "detach": "attention",
+    "CompressedCache": "cache",
+    "CompressionConfig": "config",
+    "RdkvError": "errors",
+    "hookimpl": "hookspecs",
+    "Allocator": "interfaces",
+    "CacheFormat": "interfaces",
+    "PackedSegment": "interfaces",
+    "PluginOptions": "interfaces",
+    "Scorer": "interfaces",
+    "Distortion": "ladder",
+    "Ladder": "ladder",
+    "Observation": "observation",
+    "BitPlan": "plan",
+    "Budget": "plan",
+    "Scores": "plan",
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rdkv' has no attribute {name!r}")
+    return getattr(import_module(f".runtime.{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

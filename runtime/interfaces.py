@@ -1,0 +1,118 @@
+"""What plugins implement: scorers, allocators and cache formats, and the data that passes between them.
+
+Symbols: ``B`` sequences of equal length, ``H`` KV heads, ``T`` prompt tokens, ``D`` head dimension,
+``H_q`` query heads, ``Q`` queries. Padding never reaches a plugin: the runtime calls it once for every
+group of sequences of one length, so every position it sees is a real token.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import msgspec
+from torch import Tensor
+
+from .ladder import Distortion, Ladder
+from .observation import Observation
+from .plan import BitPlan, Budget, Scores
+
+Scope = Literal["head", "layer", "model"]
+
+
+class PluginOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of a plugin's options; a plugin without any uses it as it is.
+
+    Give every field a default, and a description through
+    ``Annotated[int, msgspec.Meta(ge=1, description="...")]``: ``rdkv plugins NAME`` shows both.
+    """
+
+
+class Scorer(ABC):
+    """Says what each token and channel of a prompt is worth."""
+
+    Options: ClassVar[type[PluginOptions]] = PluginOptions
+
+    def __init__(self, options: PluginOptions | None = None) -> None:
+        self.options = options if options is not None else self.Options()
+
+    @abstractmethod
+    def score(self, observation: Observation) -> Scores:
+        """Scores of one layer; ``observation`` has its keys, values and queries."""
+
+
+class Allocator(ABC):
+    """Turns scores into bits, never above the budget."""
+
+    Options: ClassVar[type[PluginOptions]] = PluginOptions
+
+    def __init__(self, options: PluginOptions | None = None) -> None:
+        self.options = options if options is not None else self.Options()
+
+    @property
+    def scope(self) -> Scope:
+        """Over what heads compete: none (``head``), those of a layer, or those of all layers."""
+        return "head"
+
+    @abstractmethod
+    def allocate(self, scores: Scores, ladder: Ladder, budget: Budget) -> BitPlan:
+        """A plan whose ``ladder.cost`` is within ``budget.per_head`` for every head (scope ``head``),
+        or whose sum over heads is within ``budget.total`` (scopes ``layer`` and ``model``).
+
+        With scope ``model`` the heads of all layers come stacked in the head dimension.
+
+        Raises:
+            BudgetError: no plan fits.
+        """
+
+
+class PackedSegment(ABC):
+    """Keys and values of ``B`` prompts of one length, packed. Immutable."""
+
+    @abstractmethod
+    def attend(self, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Attention of ``query`` ``[B, H_q, Q, D]`` over the segment, all of which every query sees.
+
+        Returns:
+            Output ``[B, H_q, Q, D]`` float32 and log-sum-exp of the scaled logits to base 2,
+            ``[B, H_q, Q]`` float32, minus infinity (and output 0) where a head holds no token.
+        """
+
+    @abstractmethod
+    def unpack(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values ``[B, H, N, D]`` float32 and ``[B, H, N]`` bool, which of the ``N`` slots hold
+        a token (``N``: most kept tokens of any head). Slots are in no particular order of position."""
+
+    @abstractmethod
+    def plan(self) -> BitPlan:
+        """The plan it was packed with."""
+
+    @abstractmethod
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor it holds; their storages are what ``nbytes`` adds up."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes really held: the storages of ``tensors()``, each counted once."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors()}
+        return sum(storages.values())
+
+
+class CacheFormat(ABC):
+    """Stores keys and values at the bits that a plan gives them."""
+
+    Options: ClassVar[type[PluginOptions]] = PluginOptions
+
+    def __init__(self, options: PluginOptions | None = None) -> None:
+        self.options = options if options is not None else self.Options()
+
+    @abstractmethod
+    def ladder(self, head_dim: int, tokens: int, distortion: Distortion | None = None) -> Ladder:
+        """Levels for heads of ``head_dim`` channels over a prompt of ``tokens`` tokens, with the
+        format's own distortions or calibrated ones."""
+
+    @abstractmethod
+    def pack(self, keys: Tensor, values: Tensor, plan: BitPlan) -> PackedSegment:
+        """Pack ``keys`` and ``values`` ``[B, H, T, D]``, which are 16-bit floats (the storage type of
+        everything that is not quantised)."""

@@ -1,0 +1,101 @@
+"""The ladder of a cache format: its bit-widths, what they lose, and what a plan costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import msgspec
+import torch
+from torch import Tensor
+
+from .errors import ConfigError
+from .plan import BitPlan
+
+
+class Distortion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Calibrated distortions: width in bits to normalised squared error, for values and keys."""
+
+    value: dict[int, float]
+    key: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The bit-widths of a cache format, what they lose and what they cost, in bits.
+
+    Costs are exact up to rounding to whole bytes, which ``head_cost`` reserves: a plan that ``cost``
+    finds within the budget is within the budget once packed.
+
+    Attributes:
+        head_dim: ``D``.
+        value_bits, key_bits: levels, ascending, from 0 to 16.
+        value_distortion, key_distortion: normalised squared error at each level, 1 at 0 bits, 0 at 16.
+        value_cost: bits of one kept token's value with its metadata; its key comes on top.
+        key_cost: bits of one key channel for each kept token that is not pinned.
+        key_overhead: bits of one key channel however many tokens it covers (scale, zero point, mean).
+        pinned_cost: bits of one pinned token, key and value and metadata.
+        head_cost: bits of one head whatever the plan, for its prompt length ``T``; nothing if no head
+            of a layer keeps a token.
+        full_cost: bits of one head when nothing is compressed.
+        channel_group: channels share a width in groups of this many, in order of falling weight.
+    """
+
+    head_dim: int
+    value_bits: tuple[int, ...]
+    value_distortion: tuple[float, ...]
+    value_cost: tuple[int, ...]
+    key_bits: tuple[int, ...]
+    key_distortion: tuple[float, ...]
+    key_cost: tuple[int, ...]
+    key_overhead: tuple[int, ...]
+    pinned_cost: int
+    head_cost: int
+    full_cost: int
+    channel_group: int = 1
+
+    def restrict(self, bits: tuple[int, ...]) -> Ladder:
+        """The same ladder with only the widths in ``bits``, for values and keys alike.
+
+        Raises:
+            ConfigError: a width the format lacks, or none left for values or keys.
+        """
+        known = set(self.value_bits) | set(self.key_bits)
+        if unknown := [b for b in bits if b not in known]:
+            raise ConfigError(
+                f"ladder: the cache format has no width of {unknown[0]} bits; it has {', '.join(map(str, sorted(known)))}"
+            )
+        value = [i for i, b in enumerate(self.value_bits) if b in bits]
+        key = [i for i, b in enumerate(self.key_bits) if b in bits]
+        if not value or not key:
+            raise ConfigError("ladder: it needs at least one width that values have and one that keys have")
+        return replace(
+            self,
+            value_bits=tuple(self.value_bits[i] for i in value),
+            value_distortion=tuple(self.value_distortion[i] for i in value),
+            value_cost=tuple(self.value_cost[i] for i in value),
+            key_bits=tuple(self.key_bits[i] for i in key),
+            key_distortion=tuple(self.key_distortion[i] for i in key),
+            key_cost=tuple(self.key_cost[i] for i in key),
+            key_overhead=tuple(self.key_overhead[i] for i in key),
+        )
+
+    def cost(self, plan: BitPlan) -> Tensor:
+        """Bits that ``plan`` takes once packed, ``[B, H]`` int64, rounding to whole bytes included."""
+        pinned = plan.pinned.sum(-1)
+        coded = plan.kept.sum(-1) - pinned  # kept tokens that pass through the quantiser
+        if plan.is_identity:
+            return torch.full_like(coded, self.full_cost)
+        if not bool(plan.kept.any()):
+            return torch.zeros_like(coded)
+        values = lookup(plan.value_bits, self.value_bits, self.value_cost).masked_fill(plan.pinned, 0).sum(-1)
+        keys = lookup(plan.key_bits, self.key_bits, self.key_cost).sum(-1) * coded
+        overhead = lookup(plan.key_bits, self.key_bits, self.key_overhead).sum(-1) * (coded > 0)
+        return values + keys + overhead + pinned * self.pinned_cost + self.head_cost
+
+
+def lookup(bits: Tensor, levels: tuple[int, ...], table: tuple[float, ...] | tuple[int, ...]) -> Tensor:
+    """``table`` at the level of each width in ``bits`` (uint8, any shape), int64 or float64."""
+    dtype = torch.int64 if all(isinstance(x, int) for x in table) else torch.float64
+    full = torch.zeros(256, dtype=dtype)
+    full[list(levels)] = torch.tensor(table, dtype=dtype)
+    return full.to(bits.device)[bits.long()]
