@@ -1,0 +1,119 @@
+"""Shared fixtures: tiny random models of each family, a byte tokenizer, and a home of the test's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+# Every worker of pytest-xdist is a process of its own: one thread each, or they fight for the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+# A name that is not a folder must fail at once, without asking a hub: here and in processes started from here.
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "phi3": (Phi3Config, Phi3ForCausalLM),
+}
+SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+VOCABULARY = len(SPECIAL_TOKENS) + 256
+
+TinyModel = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def rdkv_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own, so that no test reads what another, or the user, calibrated."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("RDKV_HOME", str(home))
+    monkeypatch.delenv("RDKV_PLUGINS", raising=False)
+    return home
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> TinyModel:
+    """A function from a family's name to a random model of it: 2 layers, 4 query and 2 KV heads, D = 16."""
+
+    def make(family: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
+        config_class, model_class = FAMILIES[family]
+        settings: dict[str, Any] = {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+        if family == "qwen3":
+            settings["head_dim"] = 16
+        if family == "mistral":
+            settings["sliding_window"] = None
+        torch.manual_seed(seed)
+        model = model_class(config_class(**(settings | changes))).eval().to(dtype)
+        with torch.no_grad():  # attention of an untrained model is flat; larger projections make it peak
+            for name, parameter in model.named_parameters():
+                if parameter.dim() == 2 and "embed" not in name:
+                    parameter.mul_(4.0)
+        model.generation_config.eos_token_id = None  # random models should run to the last token
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte after three special ones, with a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(
+    tiny_model: TinyModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a tiny Llama and its tokenizer, as ``save_pretrained`` writes it."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
