@@ -103,7 +103,8 @@ def _convert(path: Path, metadata: Callable[[str], Any], folder: Path) -> None:
         del config.quantization_config
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    from_config: Any = AutoModelForCausalLM.from_config  # has no annotations
+    model = from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

