@@ -23,8 +23,8 @@ class WaterfillOptions(ScopeOptions, frozen=True, forbid_unknown_fields=True, kw
         tuple[int, ...] | None, msgspec.Meta(description="widths to use, such as 0,2,4,8,16; all of the format's if none")
     ] = None
     key_share: Annotated[
-        float | None,
-        msgspec.Meta(gt=0, lt=1, description="share of the bits for keys; one water level for both if none"),
+        Annotated[float, msgspec.Meta(gt=0, lt=1)] | None,
+        msgspec.Meta(description="share of the bits for keys; one water level for both if none"),
     ] = None
     key_weight: Annotated[
         float, msgspec.Meta(gt=0, description="worth of all key channels against all values at one water level")

@@ -1,0 +1,201 @@
+"""`CompressedCache`: a transformers cache whose prompt is compressed right after each layer's prefill."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from .attention import NAME
+from .config import CompressionConfig
+from .errors import UnsupportedModelError
+from .layer import CompressedLayer
+from .plan import BitPlan, Scores
+from .session import Session
+from .support import check_supported, text_config
+
+
+class CompressedCache(Cache):
+    """A KV cache that holds its prompt at the bits its tokens and channels are worth.
+
+    The first forward pass is the prompt: as soon as a layer's attention output exists, its keys and
+    values are scored, allocated, packed and dropped. Tokens of later passes (new tokens, further turns)
+    join a 16-bit tail. The model must be attached (`rdkv.attach`); a cache serves one conversation.
+
+    Bytes are bytes of storages really held, metadata included. The full cache that they are compared
+    with stores the same real tokens (no padding) at 16 bits. Prompts of a batch are compressed each on
+    its own: neither the other rows nor padding matter.
+
+    Args:
+        model_config: ``model.config``.
+        config: what to compress with, and the budget.
+        keep_scores: keep each layer's scores for `scores` (not counted in ``nbytes``).
+
+    Raises:
+        UnsupportedModelError: the model cannot use a compressed cache.
+        ConfigError, PluginError: the configuration names or sets something that is not there.
+    """
+
+    def __init__(self, model_config: Any, config: CompressionConfig, keep_scores: bool = False) -> None:
+        check_supported(model_config)
+        self.model_config = text_config(model_config)
+        self.session = Session.start(self.model_config, config, keep_scores)
+        layers = [CompressedLayer(i, self.session) for i in range(self.model_config.num_hidden_layers)]
+        self._compressed = layers
+        super().__init__(layers=list(layers))
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As `Cache.update`; the returned keys carry their layer to rdkv's attention."""
+        if self.model_config._attn_implementation != NAME:
+            raise UnsupportedModelError(
+                f"the model attends with {self.model_config._attn_implementation!r}, which cannot read a compressed "
+                "cache; call rdkv.attach(model) first"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of every storage that the cache holds now: packed prompt and tail."""
+        return _storage_bytes(self.tensors())
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes of a full 16-bit cache with the same tokens, prompt and tail."""
+        return self.prompt_full_nbytes + sum(self._tail_bytes(layer) for layer in self._compressed)
+
+    @property
+    def prompt_nbytes(self) -> int:
+        """Bytes held for the prompt alone."""
+        return self.nbytes - sum(self._tail_bytes(layer) for layer in self._compressed)
+
+    @property
+    def prompt_full_nbytes(self) -> int:
+        """Bytes of the prompt in a full 16-bit cache (of 32 bits where a float32 cache was kept as it is)."""
+        tokens = sum(self.session.prompt_lengths)
+        return sum(tokens * _token_bytes(layer) for layer in self._compressed if layer.is_initialized)
+
+    @property
+    def retention(self) -> float:
+        """``prompt_nbytes / prompt_full_nbytes``; 1 before the first forward pass."""
+        full = self.prompt_full_nbytes
+        return self.prompt_nbytes / full if full else 1.0
+
+    @property
+    def compress_seconds(self) -> float:
+        """Seconds spent on scoring, allocating and packing."""
+        return self.session.seconds
+
+    def plan(self, layer: int) -> BitPlan:
+        """Bits of every token and channel of a layer; tokens are aligned on the right, padding has 0 bits.
+
+        Returns:
+            ``value_bits`` ``[B, H, T]``, ``key_bits`` ``[B, H, D]``, ``pinned`` ``[B, H, T]``.
+
+        Raises:
+            ConfigError: the format was told not to keep positions.
+        """
+        entry = self._compressed[layer]
+        if not entry.segments:
+            return self._whole_plan(entry)
+        batch, heads, tokens, dim = entry.tail_shape[0], entry.tail_shape[1], entry.prompt_tokens, entry.tail_shape[3]
+        value_bits = torch.zeros(batch, heads, tokens, dtype=torch.uint8, device=entry.device)
+        key_bits = torch.zeros(batch, heads, dim, dtype=torch.uint8, device=entry.device)
+        pinned = torch.zeros(batch, heads, tokens, dtype=torch.bool, device=entry.device)
+        for rows, segment in entry.segments:
+            part = segment.plan()
+            start = tokens - part.value_bits.shape[-1]
+            value_bits[rows, :, start:], pinned[rows, :, start:] = part.value_bits, part.pinned
+            key_bits[rows] = part.key_bits
+        return BitPlan(value_bits, key_bits, pinned)
+
+    def scores(self, layer: int) -> list[Scores]:
+        """Scores of a layer, one entry for every group of sequences of one length (``keep_scores``)."""
+        return self.session.scores[layer]
+
+    @property
+    def bits(self) -> dict[str, dict[str, float]]:
+        """Share of tokens at each value width (``pinned``: key and value at 16) and of channels at each key width."""
+        values: Counter[str] = Counter()
+        keys: Counter[str] = Counter()
+        padding = 0
+        for entry in self._compressed:
+            plan = self.plan(entry.index)
+            batch, heads, tokens = plan.value_bits.shape
+            padding += heads * (batch * tokens - sum(self.session.prompt_lengths))
+            values["pinned"] += int(plan.pinned.sum())
+            for counter, bits in ((values, plan.value_bits[~plan.pinned]), (keys, plan.key_bits)):
+                widths, counts = bits.unique(return_counts=True)
+                counter.update({str(w): c for w, c in zip(widths.tolist(), counts.tolist(), strict=True)})
+        values["0"] -= padding
+        return {"value": _shares(values), "key": _shares(keys)}
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that the cache holds."""
+        for layer in self._compressed:
+            yield from layer.tensors()
+
+    def reset(self) -> None:
+        """Forget everything; the next forward pass is a prompt."""
+        self.session.reset()
+        super().reset()
+
+    def reorder_cache(self, beam_idx: Tensor) -> NoReturn:
+        """Refused: beam search would need a copy of the packed prompt for every beam."""
+        _refuse("beam search")
+
+    def activate_past_recording(self) -> NoReturn:
+        """Refused: assisted decoding rolls tokens back."""
+        _refuse("assisted decoding")
+
+    def crop(self, tokens_to_remove: int) -> NoReturn:
+        """Refused: packed tokens cannot be taken back."""
+        _refuse("cropping the cache")
+
+    def batch_repeat_interleave(self, repeats: int) -> NoReturn:
+        """Refused, as `reorder_cache`."""
+        _refuse("repeating the rows of a filled cache")
+
+    def batch_select_indices(self, indices: Tensor) -> NoReturn:
+        """Refused, as `reorder_cache`."""
+        _refuse("selecting rows of a filled cache")
+
+    def _tail_bytes(self, layer: CompressedLayer) -> int:
+        """Bytes of the tokens after the prompt, at the tail's own type."""
+        if layer.keys is None:
+            return 0
+        tokens = layer.get_seq_length() - layer.prompt_tokens
+        return int(layer.batch_size * tokens * _token_bytes(layer))
+
+    def _whole_plan(self, layer: CompressedLayer) -> BitPlan:
+        batch, heads, _, dim = layer.tail_shape
+        bits = torch.full((batch, heads, layer.prompt_tokens), 16, dtype=torch.uint8, device=layer.device)
+        key_bits = torch.full((batch, heads, dim), 16, dtype=torch.uint8, device=layer.device)
+        return BitPlan(bits, key_bits, torch.zeros_like(bits, dtype=torch.bool))
+
+
+def _token_bytes(layer: CompressedLayer) -> int:
+    """Bytes of one token in a full cache of the layer's storage type."""
+    _, heads, _, dim = layer.tail_shape
+    itemsize = layer.keys.dtype.itemsize if layer.keys is not None else 2
+    return 2 * heads * dim * itemsize
+
+
+def _storage_bytes(tensors: Iterator[Tensor]) -> int:
+    """Bytes of the distinct storages behind ``tensors``."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _shares(counts: Counter[str]) -> dict[str, float]:
+    total = sum(counts.values())
+    return {width: count / total for width, count in sorted(counts.items()) if count} if total else {}
+
+
+def _refuse(what: str) -> NoReturn:
+    raise UnsupportedModelError(f"{what} is not possible with a compressed cache; use greedy search or sampling")

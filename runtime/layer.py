@@ -1,0 +1,139 @@
+"""One layer of a compressed cache: the packed prompt and a 16-bit tail of the tokens after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from ..kernels import naive
+from .attention import causal_mask, link, plain_attention
+from .errors import UnsupportedModelError
+from .interfaces import PackedSegment
+from .observation import Observation
+from .session import Group, Session
+
+
+class CompressedLayer(CacheLayerMixin):
+    """Packed segments of the prompt, one for every group of sequences of one length, and the tail.
+
+    ``keys`` and ``values`` are the tail, ``[B, H, n, D]``: every token after the prompt, and the prompt
+    itself where nothing was to be compressed.
+    """
+
+    is_sliding = False
+    is_croppable = False
+    is_compileable = False
+    supports_early_init = False
+
+    def __init__(self, index: int, session: Session) -> None:
+        super().__init__()
+        self.index = index
+        self.session = session
+        self.segments: list[tuple[list[int], PackedSegment]] = []
+        self.prompt_tokens = 0  # padding included
+        self.packed_tokens = 0  # prompt_tokens, or 0 where the prompt is in the tail
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        batch, heads, _, dim = key_states.shape
+        self.batch_size, self.tail_shape = batch, (batch, heads, 0, dim)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Take the tokens of one forward pass; the prompt is compressed in `attend`, which has the queries."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            return link(key_states, self), value_states
+        if self.keys is None:
+            raise UnsupportedModelError(
+                f"layer {self.index}: the prompt's attention never reached rdkv; call rdkv.attach(model) first"
+            )
+        self.keys = torch.cat([self.keys, key_states.to(self.keys.dtype)], 2)
+        self.values = torch.cat([self.values, value_states.to(self.values.dtype)], 2)
+        return link(self.keys, self), self.values
+
+    def attend(
+        self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """Attention of this layer, output ``[B, Q, H_q, D]``; compresses the prompt when it is the prompt's."""
+        if self.prompt_tokens == 0:
+            return self._prefill(module, query, key, value, mask, scale)
+        if not self.segments:
+            key, value = key.to(query.dtype), value.to(query.dtype)
+            return plain_attention(module, query, key, value, mask, scale)[0]
+        return self._decode(query, key, value, mask, scale)
+
+    def _prefill(
+        self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        self.prompt_tokens = self.packed_tokens = key.shape[2]
+        groups = self.session.groups(mask, key)
+        batch, q_heads, tokens, dim = query.shape
+        observations = []
+        if len(groups) == 1 and groups[0].start == 0:
+            output, _ = plain_attention(module, query, key, value, None, scale)
+            observations.append(Observation(key, value, query, scale, self.index))
+        else:
+            # Sequence by sequence without its padding: what is padded next to it can change nothing.
+            output = query.new_zeros(batch, tokens, q_heads, value.shape[-1])
+            for group in groups:
+                part = [t[group.rows, :, group.start :] for t in (key, value, query)]
+                output[group.rows, group.start :], _ = plain_attention(module, part[2], *part[:2], None, scale)
+                observations.append(Observation(*part, scale, self.index))
+        self.session.compress(self, groups, observations)
+        return output
+
+    def store(self, groups: list[Group], segments: list[PackedSegment], dtype: torch.dtype) -> None:
+        """Take the packed prompt; the tail starts empty, in the prompt's storage type."""
+        self.segments = [(group.rows, segment) for group, segment in zip(groups, segments, strict=True)]
+        self.keys = torch.zeros(self.tail_shape, dtype=dtype, device=self.device)
+        self.values = torch.zeros_like(self.keys)
+
+    def store_whole(self, keys: Tensor, values: Tensor) -> None:
+        """Take an uncompressed prompt without padding: the tail holds it, as a plain cache would."""
+        self.packed_tokens = 0
+        self.keys = keys.clone(memory_format=torch.contiguous_format)
+        self.values = values.clone(memory_format=torch.contiguous_format)
+
+    def _decode(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        """Attention over packed segments and tail, joined by their log-sum-exp."""
+        new, total = query.shape[2], key.shape[2]
+        visible = None
+        if mask is not None or new > 1:
+            tail = None if mask is None else mask[:, self.packed_tokens :]
+            visible = causal_mask(new, total, tail, query.device)
+        output, lse = naive.attention(query, key, value, scale, visible)
+        for rows, segment in self.segments:
+            packed = segment.attend(query[rows], scale)
+            output[rows], lse[rows] = naive.merge_states(output[rows], lse[rows], *packed)
+        return output.to(query.dtype).transpose(1, 2).contiguous()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that the layer holds."""
+        for _, segment in self.segments:
+            yield from segment.tensors()
+        if self.keys is not None and self.values is not None:
+            yield from (self.keys, self.values)
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, padding included."""
+        return self.packed_tokens + (self.keys.shape[2] if self.keys is not None else 0)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length that the mask must cover, and its offset."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """-1: the tail grows without bound."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything; the next forward pass is a prompt."""
+        self.keys = self.values = None
+        self.segments, self.prompt_tokens, self.packed_tokens, self.is_initialized = [], 0, 0, False

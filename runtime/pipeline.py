@@ -1,0 +1,108 @@
+"""From one layer's keys, values and queries to packed segments: score, allocate, pack, each checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .budget import head_bits
+from .calibration import load_calibration
+from .checks import check_plan, check_scores, check_segment
+from .config import CompressionConfig
+from .errors import RdkvError
+from .interfaces import Allocator, CacheFormat, PackedSegment, Scorer
+from .ladder import Ladder
+from .observation import Observation
+from .plan import BitPlan, Budget, Scores
+from .registry import load_registry
+from .support import text_config
+
+
+@dataclass
+class Pending:
+    """A scored layer that is not packed yet; 16-bit keys and values live in it."""
+
+    keys: Tensor
+    values: Tensor
+    scores: Scores
+    layer: int
+
+
+class Pipeline:
+    """The plugins of one configuration, made for one model."""
+
+    def __init__(self, model_config: Any, config: CompressionConfig) -> None:
+        registry = load_registry(config.plugins)
+        self.config = config
+        self.layers = int(text_config(model_config).num_hidden_layers)
+        self.scorer: Scorer = registry.scorer(config.scorer, config.scorer_options)
+        self.allocator: Allocator = registry.allocator(config.allocator, config.allocator_options)
+        self.format: CacheFormat = registry.format(config.format, config.format_options)
+        self.distortion = load_calibration(model_config, config.format, config.calibration)
+
+    @property
+    def whole_model(self) -> bool:
+        """Whether nothing can be packed before the last layer was scored."""
+        return self.allocator.scope == "model"
+
+    def score(self, observation: Observation) -> Pending:
+        """Score one layer, and keep what packing needs: keys and values in their storage type."""
+        scores = self.scorer.score(observation)
+        check_scores(scores, observation, self.config.scorer)
+        dtype = self.storage_dtype(observation)
+        return Pending(observation.keys.to(dtype), observation.values.to(dtype), scores, observation.layer)
+
+    def storage_dtype(self, observation: Observation) -> torch.dtype:
+        """Type of everything that is not quantised: the model's if it has 16 bits.
+
+        A float32 cache is held in float16 (bfloat16 where it exceeds float16's range), since bytes are
+        measured against a 16-bit cache; only if nothing is to be compressed does it stay as it is.
+        """
+        keys, values = observation.keys, observation.values
+        if keys.dtype != torch.float32:
+            return keys.dtype
+        _, heads, tokens, dim = keys.shape
+        full = head_bits(self.config, tokens, dim, heads, self.layers) >= self.ladder(tokens, dim).full_cost
+        if full and self.config.budget_bytes is None:
+            return torch.float32
+        largest = max(float(keys.abs().amax()), float(values.abs().amax()))
+        return torch.float16 if largest < torch.finfo(torch.float16).max else torch.bfloat16
+
+    def ladder(self, tokens: int, head_dim: int) -> Ladder:
+        """The format's ladder for a prompt of ``tokens`` tokens."""
+        return self.format.ladder(head_dim, tokens, self.distortion)
+
+    def allocate(self, layers: list[Pending]) -> list[BitPlan]:
+        """Plans of layers that share a budget: one layer, or all of the model for scope ``model``."""
+        first = layers[0]
+        _, heads, tokens, dim = first.keys.shape
+        ladder = self.ladder(tokens, dim)
+        budget = Budget(head_bits(self.config, tokens, dim, heads, self.layers), heads * len(layers))
+        scores = _stack([layer.scores for layer in layers])
+        name = f"layer {first.layer}" if len(layers) == 1 else f"layers {first.layer} to {layers[-1].layer}"
+        try:
+            plan = self.allocator.allocate(scores, ladder, budget)
+        except RdkvError as error:
+            raise type(error)(f"allocator {self.config.allocator!r}, {name}: {error}") from error
+        check_plan(plan, scores, ladder, budget, self.config.allocator, name)
+        parts = zip(*(t.split(heads, 1) for t in (plan.value_bits, plan.key_bits, plan.pinned)), strict=True)
+        return [BitPlan(*part) for part in parts]
+
+    def pack(self, layer: Pending, plan: BitPlan) -> PackedSegment:
+        """Pack one layer."""
+        _, _, tokens, dim = layer.keys.shape
+        segment = self.format.pack(layer.keys, layer.values, plan)
+        if layer.keys.dtype != torch.float32:
+            check_segment(segment, plan, self.ladder(tokens, dim), self.config.format, layer.layer)
+        return segment
+
+
+def _stack(scores: list[Scores]) -> Scores:
+    """Scores of several layers side by side in the head dimension."""
+    if len(scores) == 1:
+        return scores[0]
+    pins = [torch.zeros_like(s.token, dtype=torch.bool) if s.pinned is None else s.pinned for s in scores]
+    return Scores(torch.cat([s.token for s in scores], 1), torch.cat([s.channel for s in scores], 1), torch.cat(pins, 1))
