@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import enum
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -69,7 +70,7 @@ def parse_options(options: type[PluginOptions], values: Mapping[str, Any] | None
         name = str(key).strip().replace("-", "_")
         if name not in fields:
             known = ", ".join(fields) if fields else "none"
-            raise ConfigError(f"{owner} has no option '{key}'{did_you_mean(name, fields)}; its options: {known}")
+            raise ConfigError(f"{owner} has no option {key!r}{did_you_mean(name, fields)}; its options: {known}")
         kind = _bare(fields[name].type)
         given[name] = _from_string(value, kind) if isinstance(value, str) else value
         if isinstance(given[name], float) and math.isnan(given[name]):
@@ -183,6 +184,8 @@ def _default(field: inspect.Field) -> str | None:
 
 def _word(value: Any) -> str:
     """A value as it is written after ``k=``."""
+    if isinstance(value, enum.Enum):
+        return _word(value.value)
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (tuple, list, set, frozenset)):

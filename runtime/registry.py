@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,13 +72,13 @@ def load_registry(plugins: Sequence[str] = ()) -> Registry:
         raise PluginError(f"plugins is the text {plugins!r}; it must be a sequence of names such as [{plugins!r}]")
     environment = os.environ.get(ENVIRONMENT, "")
     if not plugins:
-        return _without_extras(environment, str(Path.cwd()))
+        return _without_extras(environment, str(Path.cwd()), tuple(sys.path))
     return _build([*_split(environment), *plugins])
 
 
 @functools.lru_cache(maxsize=8)
-def _without_extras(environment: str, folder: str) -> Registry:
-    del folder  # part of the key: names in the environment may be relative to it
+def _without_extras(environment: str, folder: str, path: tuple[str, ...]) -> Registry:
+    del folder, path  # part of the key: where modules and installed plugins are found
     return _build(_split(environment))
 
 
@@ -100,5 +101,5 @@ def _split(names: str) -> list[str]:
 def _get(kind: str, entries: Mapping[str, GotT], name: str) -> GotT:
     if name not in entries:
         known = ", ".join(entries) or "none"
-        raise ConfigError(f"unknown {kind} '{name}'{did_you_mean(name, entries)}; known: {known}")
+        raise ConfigError(f"unknown {kind} {name!r}{did_you_mean(name, entries)}; known: {known}")
     return entries[name]
