@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 
 import click
 
 from .. import __version__
 from .errors import RdkvError
+from .quiet import log_to_stderr, silence_libraries
 
 # Modules are imported when their command runs: `rdkv --help` must not wait for torch.
 COMMANDS = {
@@ -59,8 +58,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     state = {"debug": "--debug" in arguments}  # a command may find it set in its configuration file
     if not state["debug"]:
-        _silence_libraries()
-    _log_to_stderr()
+        silence_libraries()
+    log_to_stderr()
     try:
         group.main(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=state)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -85,22 +84,3 @@ def _fail(message: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _log_to_stderr() -> None:
-    logger = logging.getLogger(PROGRAM)
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(f"{PROGRAM}: %(message)s"))
-        logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-
-
-def _silence_libraries() -> None:
-    """Keep progress bars and warnings of the libraries below from mixing with our output."""
-    # Read when those libraries are imported, which is later.
-    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    warnings.filterwarnings("ignore")

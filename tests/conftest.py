@@ -24,6 +24,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.utils import logging as transformers_logging
 
 # Every worker of pytest-xdist is a process of its own: one thread each, or they fight for the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -32,6 +33,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A name that is not a folder must fail at once, without asking a hub: here and in processes started from here.
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 os.environ["HF_HUB_OFFLINE"] = "1"
+transformers_logging.disable_progress_bar()
 
 FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
