@@ -10,6 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from rdkv.runtime.home import home
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -35,6 +36,9 @@ huggingface_hub.constants.HF_HUB_OFFLINE = True
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers_logging.disable_progress_bar()
 
+# Where converted models of the real home are: converting one takes half a minute, which is paid once.
+REAL_HOME = home()
+
 FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
@@ -59,6 +63,13 @@ def rdkv_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("RDKV_HOME", str(home))
     monkeypatch.delenv("RDKV_PLUGINS", raising=False)
     return home
+
+
+@pytest.fixture
+def real_home(rdkv_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's own home, for tests with a real model; they must not calibrate."""
+    monkeypatch.setenv("RDKV_HOME", str(REAL_HOME))
+    return REAL_HOME
 
 
 @pytest.fixture(scope="session")
