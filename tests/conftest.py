@@ -10,7 +10,6 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from rdkv.runtime.home import home
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -26,6 +25,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 from transformers.utils import logging as transformers_logging
+
+from rdkv.runtime.home import home
 
 # Every worker of pytest-xdist is a process of its own: one thread each, or they fight for the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from rdkv.plugins.baselines.channels import think_channels
 from rdkv.runtime.checks import check_scores
 from rdkv.runtime.observation import Observation
 from rdkv.runtime.plan import Scores
 from rdkv.runtime.registry import load_registry
-from torch import Tensor
 
 NAMES = ["snapkv", "key-norm", "streaming", "expected-attention", "think", "random"]
 B, H, G, D = 2, 2, 3, 8

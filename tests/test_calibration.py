@@ -9,6 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
 from rdkv.plugins.rdkv.format import MixedBit
 from rdkv.runtime.calibration import (
     Calibration,
@@ -25,8 +28,6 @@ from rdkv.runtime.interfaces import CacheFormat, PackedSegment
 from rdkv.runtime.ladder import Distortion, Ladder
 from rdkv.runtime.loading import load_model
 from rdkv.runtime.plan import BitPlan
-from torch import Tensor
-from transformers import LlamaConfig
 
 LOSSES = Distortion(value={0: 1.0, 2: 0.3, 16: 0.0}, key={0: 1.0, 2: 0.2, 16: 0.0})
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rdkv.runtime import cli, cli_generate
-from rdkv.runtime.cli import run
 
 from rdkv import __version__
+from rdkv.runtime import cli, cli_generate
+from rdkv.runtime.cli import run
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4
 BAD_PLUGIN = """

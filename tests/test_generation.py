@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+
 from rdkv.runtime import generation
 from rdkv.runtime.config import CompressionConfig
 from rdkv.runtime.errors import ConfigError

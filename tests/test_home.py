@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from rdkv.runtime.home import PARTIAL, home, new_folder, write_file
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import LlamaConfig
+
 from rdkv.runtime import loading
 from rdkv.runtime.errors import ConfigError, ModelLoadError
 from rdkv.runtime.gguf import converted_folder, is_gguf
 from rdkv.runtime.home import home
 from rdkv.runtime.loading import ALIASES, PackagedModel, load_model, resolve_dtype, resolve_source
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import LlamaConfig
 
 DIM, LAYERS, HEADS = 32, 1, 2
 TOKENS = ["<unk>", "<start>", "<end>", *sorted(ByteLevel.alphabet()), "ab", "bc"]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 from msgspec import Meta
+
 from rdkv.runtime.errors import ConfigError, PluginError
 from rdkv.runtime.interfaces import PluginOptions
 from rdkv.runtime.options import describe_options, did_you_mean, parse_options

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
+
 from rdkv.runtime.errors import ConfigError
 from rdkv.runtime.prompt import Prompt, build_prompt, check_window
-from transformers import LlamaConfig
 
 
 def text_of(tokenizer: Any, ids: tuple[int, ...]) -> str:

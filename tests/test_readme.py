@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from rdkv.runtime.cli import run
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from rdkv.runtime.calibration import python_reference
 from rdkv.runtime.cli import run
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rdkv.runtime.errors import ConfigError, PluginError, RdkvError
 from rdkv.runtime.options import describe_options
 from rdkv.runtime.registry import load_registry

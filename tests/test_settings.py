@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from rdkv.runtime import registry
 from rdkv.runtime.errors import ConfigError
 from rdkv.runtime.settings import RunSettings, compression_config, merge, read_prompt, read_settings
