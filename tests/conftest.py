@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from rdkv.runtime import cli
 from rdkv.runtime.home import home
 
 # Every worker of pytest-xdist is a process of its own: one thread each, or they fight for the cores.
@@ -55,6 +57,9 @@ CHAT_TEMPLATE = (
 VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 TinyModel = Callable[..., Any]
+Arguments = Callable[..., list[str]]
+ErrorLine = Callable[..., str]
+TEXT = "The quick brown fox jumps over the lazy dog. " * 4
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +136,38 @@ def tiny_folder(
     tiny_model("llama").save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def own_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in this process must leave the libraries' warnings, and pytest's streams, to other tests."""
+    monkeypatch.setattr(cli, "silence_libraries", lambda: None)
+    logging.getLogger("rdkv").handlers.clear()
+
+
+@pytest.fixture
+def arguments(tiny_folder: Path) -> Arguments:
+    """``generate`` with a tiny model, a prompt and a budget, and whatever a test adds."""
+
+    def make(*more: str, command: str = "generate", prompt: str = TEXT, budget: str | None = "0.3") -> list[str]:
+        base = [command, "--model", str(tiny_folder), "--prompt", prompt, "--max-new-tokens", "4", "--device", "cpu"]
+        return [*base, *([] if budget is None else ["--budget", budget]), *more]
+
+    return make
+
+
+@pytest.fixture
+def error_line(capsys: pytest.CaptureFixture[str], own_streams: None) -> ErrorLine:
+    """A function that runs a command which has to fail, and returns the one line that it prints."""
+
+    def check(arguments: list[str], code: int = 2) -> str:
+        assert cli.run(arguments) == code
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        lines = captured.err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("rdkv: error: ")
+        return lines[0]
+
+    return check
