@@ -151,6 +151,14 @@ def test_local_file_beside_its_helper_and_named_like_a_known_module(write: Write
     assert sys.modules["random"] is random
 
 
+def test_current_directory_shadows_no_installed_module(write: Write) -> None:
+    assert "wave" not in sys.modules, "the test needs a module that nothing has imported yet"
+    write("wave", "raise RuntimeError('the wrong wave')\n")
+    write("flatplugin", "import wave\nassert wave.Wave_read\n" + GOOD)
+    assert "flat" in load_registry(["flatplugin"]).scorers
+    del sys.modules["wave"]
+
+
 def test_registry_without_extras_is_cached() -> None:
     assert load_registry() is load_registry()
     assert load_registry(()) is load_registry([])
