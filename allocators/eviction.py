@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..runtime.interfaces import Allocator, BitPlan, Budget, Ladder, Scope, Scores
+from ..runtime.interfaces import Allocator, Scope
+from ..runtime.ladder import Ladder
+from ..runtime.plan import BitPlan, Budget, Scores
 from .fill import fill
 from .problem import ScopeOptions, pose
 from .waterfill import token_cost

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from .levels import hull, thresholds
 
-# The budget left by the sort is less than one step. Steps differ in cost by less than this factor, so
-# that many more picks spend what can be spent.
-PICKS = 12
+# What the sort leaves is less than one upgrade costs. Upgrades differ in cost by less than this factor
+# (at most 16 bits of key and value against 2 of a value alone), so this many more spend what can be spent.
+PICKS = 10
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,14 @@ class Steps:
     exists: Tensor
 
 
-def fill(weights: Tensor, free: Tensor, cost: Tensor, distortion: Tensor, available: Tensor) -> Tensor:
+def fill(
+    weights: Tensor,
+    free: Tensor,
+    cost: Tensor,
+    distortion: Tensor,
+    available: Tensor,
+    anchored: Tensor | None = None,
+) -> Tensor:
     """Levels of tokens that minimise ``sum w * distortion`` within ``available`` bits.
 
     Upgrades are taken in order of gain per bit, which is the Lagrangian optimum for the bits they
@@ -46,11 +53,15 @@ def fill(weights: Tensor, free: Tensor, cost: Tensor, distortion: Tensor, availa
         cost: ``[P, h, K]`` bits of a token at each level, int64, ascending; level 0 is paid by the caller.
         distortion: ``[K]``, strictly falling.
         available: ``[P]`` bits, int64.
+        anchored: ``[P, h]`` bool, heads whose heaviest free token makes its first upgrade before all others; none
+            if None.
 
     Returns:
         Levels ``[P, h, T]`` int64.
     """
-    steps = _sorted_steps(weights, free, cost, distortion)
+    if cost.shape[-1] == 1:  # nothing to decide
+        return torch.zeros(weights.shape, dtype=torch.int64, device=weights.device)
+    steps = _sorted_steps(weights, free, cost, distortion, anchored)
     fits = (steps.cost.cumsum(1) <= available.unsqueeze(1)) & steps.exists  # [P, S], true up to some step
     spent = steps.cost.masked_fill(~fits, 0).sum(1)
     done = torch.zeros(weights.shape[0], weights[0].numel(), dtype=torch.int64, device=weights.device)
@@ -70,7 +81,7 @@ def fill(weights: Tensor, free: Tensor, cost: Tensor, distortion: Tensor, availa
     return level.reshape(weights.shape)
 
 
-def _sorted_steps(weights: Tensor, free: Tensor, cost: Tensor, distortion: Tensor) -> Steps:
+def _sorted_steps(weights: Tensor, free: Tensor, cost: Tensor, distortion: Tensor, anchored: Tensor | None) -> Steps:
     problems, heads, tokens = weights.shape
     bar = thresholds(cost, distortion)  # [P, h, K-1]
     on_hull = hull(bar)
@@ -84,6 +95,12 @@ def _sorted_steps(weights: Tensor, free: Tensor, cost: Tensor, distortion: Tenso
     shape = (problems, heads, tokens, levels)
     exists = free.unsqueeze(-1) & on_hull.unsqueeze(2)  # [P, h, T, K-1]
     worth = (weights.unsqueeze(-1) / bar.unsqueeze(2)).masked_fill(~exists, -1.0)
+    if anchored is not None:
+        heaviest = weights.masked_fill(~free, -1.0).argmax(-1)  # [P, h]
+        of_heaviest = torch.arange(tokens, device=cost.device) == heaviest.unsqueeze(-1)  # [P, h, T]
+        first = on_hull & (ordinal == 0)  # [P, h, K-1]
+        anchor = (of_heaviest & anchored.unsqueeze(-1)).unsqueeze(-1) & first.unsqueeze(2) & exists
+        worth = worth.masked_fill(anchor, float("inf"))
     order = worth.reshape(problems, -1).argsort(dim=1, descending=True, stable=True)  # [P, S]
 
     def flat(table: Tensor) -> Tensor:

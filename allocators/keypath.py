@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..runtime.interfaces import Ladder
+from ..runtime.ladder import Ladder
 from .levels import thresholds
 
 
@@ -65,7 +65,7 @@ def key_path(channel: Tensor, ladder: Ladder) -> KeyPath:
     rank = worth.argsort(dim=-1, descending=True, stable=True)
     group, level = rank // levels, rank % levels + 1
     size = sizes[group]
-    first = torch.zeros_like(rank[..., :1])
+    first = torch.zeros((*rank.shape[:2], 1), dtype=rank.dtype, device=device)
     step_bits = size * (price[level] - price[level - 1])
     step_extra = size * (extra[level] - extra[level - 1])
     step_gain = weight.gather(-1, group) * (distortion[level - 1] - distortion[level])

@@ -9,8 +9,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ..runtime.interfaces import Budget, Ladder, PluginOptions, Scores
-from ..runtime.plan import BitPlan
+from ..runtime.interfaces import PluginOptions
+from ..runtime.ladder import Ladder
+from ..runtime.plan import BitPlan, Budget, Scores
 
 Scope = Literal["head", "layer", "model"]
 
@@ -77,6 +78,8 @@ def pose(scores: Scores, ladder: Ladder, budget: Budget, scope: Scope) -> Proble
     affordable = available // (2 * rows[1] * ladder.pinned_cost)  # a head; half is left for the rest
     pinned = (pinned & (pinned.cumsum(-1) <= affordable)).reshape(*rows, tokens)
     token = scores.token.double().reshape(*rows, tokens).masked_fill(pinned, 0.0)
+    # Tokens that are all worth nothing are worth the same, so that they still fill the budget.
+    token = torch.where((token > 0).any(2, keepdim=True).any(1, keepdim=True), token, (~pinned).double())
     channel = scores.channel.double().reshape(*rows, -1)
     return Problem(
         token=_normalise(token),

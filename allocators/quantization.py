@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 import msgspec
 
 from ..runtime.errors import BudgetError
-from ..runtime.interfaces import Allocator, BitPlan, Budget, Ladder, Scope, Scores
+from ..runtime.interfaces import Allocator, Scope
+from ..runtime.ladder import Ladder
+from ..runtime.plan import BitPlan, Budget, Scores
 from .problem import ScopeOptions, pose, uniform_plan
 from .waterfill import water_fill
 

@@ -7,20 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..runtime.interfaces import Ladder
+from ..runtime.ladder import Ladder
 from .keypath import KeyPath
 from .levels import thresholds
 from .problem import Problem
 
 # Each round tries this many water levels between two neighbours of the last: 2^80 is narrowed to a
-# factor of 1 + 1e-8, far less than what parts two upgrades, without a look at the device.
-CANDIDATES = 48
-ROUNDS = 6
+# factor of 1 + 2e-7, less than what parts two upgrades, without a look at the device.
+CANDIDATES = 128
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
 class KeyPoints:
-    """A choice of key widths: ``point`` ``[P, h]`` on each head's path, and the heads ``used`` ``[P, h]``."""
+    """A choice of key widths: ``point`` ``[P, h]`` on each head's path, and the heads ``used`` ``[P, h]``.
+
+    A head in use holds a coded token at least; its channels' overhead is paid.
+    """
 
     point: Tensor
     used: Tensor
@@ -31,6 +34,8 @@ def key_points(problem: Problem, ladder: Ladder, path: KeyPath, key_weight: floa
 
     For water level ``l`` a head takes the point ``j`` that minimises ``loss + l * bits``, its tokens
     taking the best levels given the point: with sorted weights both are a few look-ups in prefix sums.
+    Or it holds no token, for no bits and the loss of all its channels. Each choice is the minimum over
+    one set of plans, so that a lower level never gives fewer bits or a greater loss.
     The two differ where many weights tie or a key upgrade jumps; then either may fill the budget better.
     """
     table = _Table(problem, ladder, path, key_weight)
@@ -39,7 +44,7 @@ def key_points(problem: Problem, ladder: Ladder, path: KeyPath, key_weight: floa
     for _ in range(ROUNDS):
         grid = torch.linspace(0, 1, CANDIDATES, dtype=torch.float64, device=high.device)
         water = high * (low / high) ** grid  # [P, L], falling
-        point, bits, kept = table.best(water)
+        point, bits, used = table.best(water)
         # Bits grow as the level falls; the last affordable candidate and its successor bracket the rest.
         above = (bits <= problem.available.unsqueeze(1)).sum(1, keepdim=True).clamp(min=1) - 1  # [P, 1]
         below = (above + 1).clamp(max=CANDIDATES - 1)
@@ -48,10 +53,7 @@ def key_points(problem: Problem, ladder: Ladder, path: KeyPath, key_weight: floa
     def at(table: Tensor, candidate: Tensor) -> Tensor:
         return table.gather(2, candidate.unsqueeze(1).expand(-1, table.shape[1], 1)).squeeze(2)
 
-    used = at(kept, below) > 0
-    lower = at(point, below)
-    upper = torch.where(at(kept, above) > 0, at(point, above), lower)
-    return KeyPoints(upper, used), KeyPoints(lower, used)
+    return KeyPoints(at(point, above), at(used, above)), KeyPoints(at(point, below), at(used, below))
 
 
 class _Table:
@@ -71,28 +73,34 @@ class _Table:
         self.distortion = torch.tensor(ladder.value_distortion, dtype=torch.float64, device=device)
         self.bar = thresholds(self.cost, self.distortion)  # [P, h, J, K-1]
         self.keeps_all = ladder.value_bits[0] > 0
+        # A head in use holds its heaviest token at the first level of the hull, worth it or not.
+        self.least = ((self.bar == self.bar[..., :1]) & (self.free > 0)[..., None, None]).long().unsqueeze(2)
+        self.unused = key_weight * problem.channel.sum(-1)  # [P, h] loss of a head without coded tokens
 
     def highest(self) -> Tensor:
-        heaviest = -self.negated[..., 0]
-        top = (heaviest / self.bar[..., 0].amin(-1)).amax(1, keepdim=True)
-        # A level at which no key upgrade pays either: even the cheapest, for a single token.
-        gain = self.key_weight * (self.path.loss[..., :1] - self.path.loss[..., -1:]).amax((1, 2)).unsqueeze(1)
-        return (top + gain).clamp(min=1e-300) * 2.0
+        # No token is worth a bit to its value, nor all key channels of a head a single bit.
+        first = self.bar[..., :1].amin(-2)  # [P, h, 1], or no level to rise to
+        top = (-self.negated[..., :1] / first).sum(-1).amax(1, keepdim=True)
+        return (top + self.unused.amax(1, keepdim=True)).clamp(min=1e-300) * 2.0
 
     def best(self, water: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """At each level of ``water`` ``[P, L]``: best point ``[P, h, L]``, bits of all heads ``[P, L]``,
-        tokens each head keeps ``[P, h, L]``."""
+        heads that hold coded tokens ``[P, h, L]``."""
         problems, heads = self.bar.shape[:2]
         bar = self.bar.unsqueeze(2) * water[:, None, :, None, None]  # [P, h, L, J, K-1]
         counts = torch.searchsorted(self.negated, -bar.reshape(problems, heads, -1), right=True)
-        counts = torch.minimum(counts, self.free.unsqueeze(-1))
-        gained = self.mass.gather(-1, counts).reshape(bar.shape)
-        counts = counts.reshape(bar.shape)
+        counts = torch.minimum(counts, self.free.unsqueeze(-1)).reshape(bar.shape)
+        if not self.keeps_all:
+            counts = torch.maximum(counts, self.least)
+        gained = self.mass.gather(-1, counts.flatten(2)).reshape(bar.shape)
         rise = (self.cost[..., 1:] - self.cost[..., :-1]).unsqueeze(2)
         base = (self.cost[..., 0] * self.free.unsqueeze(-1)).unsqueeze(2)  # [P, h, 1, J]
-        kept = self.free[..., None, None].expand(counts.shape[:-1]) if self.keeps_all else counts[..., 0]
-        bits = base + (counts * rise).sum(-1) + self.path.overhead.unsqueeze(2) * (kept > 0)
+        bits = base + (counts * rise).sum(-1) + self.path.overhead.unsqueeze(2)
         loss = self.path.loss.unsqueeze(2) * self.key_weight
         loss = loss - (gained * (self.distortion[:-1] - self.distortion[1:])).sum(-1)
-        point = (loss + water[:, None, :, None] * bits).argmin(-1, keepdim=True)  # [P, h, L, 1]
-        return point.squeeze(-1), bits.gather(-1, point).squeeze(-1).sum(1), kept.gather(-1, point).squeeze(-1)
+        value, point = (loss + water[:, None, :, None] * bits).min(-1)  # [P, h, L]
+        used = (self.free > 0).unsqueeze(-1).expand(value.shape)
+        if not self.keeps_all:
+            used = used & (value < self.unused.unsqueeze(-1))
+        bits = bits.gather(-1, point.unsqueeze(-1)).squeeze(-1).masked_fill(~used, 0)
+        return point, bits.sum(1), used

@@ -26,7 +26,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
         return codes.contiguous()
     per_byte = 8 // bits
     codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_byte))
-    lanes = codes.unflatten(-1, (-1, per_byte))  # [..., bytes, per_byte]
+    lanes = codes.reshape(*codes.shape[:-1], codes.shape[-1] // per_byte, per_byte)
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
     return (lanes << shifts).sum(-1, dtype=torch.uint8)
 
@@ -52,8 +52,9 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Ten
     """
     low, high = low.float(), high.float()
     zero = _half_below(low)
-    scale = -_half_below(-(high - zero.float()) / (2**bits - 1))
-    return scale, zero
+    # A tensor as divisor: CUDA turns division by a Python number into a product, with another rounding.
+    steps = torch.full_like(low, 2**bits - 1)
+    return -_half_below(-(high - zero.float()) / steps), zero
 
 
 def _half_below(x: Tensor) -> Tensor:
@@ -97,12 +98,12 @@ def attention(
         Output ``[B, H_q, Q, D]`` and log-sum-exp to base 2 ``[B, H_q, Q]``, both float32. A query that
         sees nothing gets output 0 and log-sum-exp minus infinity.
     """
-    batch, q_heads, length, dim = query.shape
+    batch, q_heads, length, _ = query.shape
     heads, slots = keys.shape[1:3]
     if slots == 0:
         empty = query.new_zeros((batch, q_heads, length, values.shape[-1]), dtype=torch.float32)
         return empty, torch.full(query.shape[:3], float("-inf"), device=query.device)
-    grouped = query.float().unflatten(1, (heads, -1))  # [B, H, G, Q, D]
+    grouped = query.float().reshape(batch, heads, q_heads // heads, length, -1)  # [B, H, G, Q, D]
     keys, values = keys.float().unsqueeze(2), values.float().unsqueeze(2)
     step = max(1, CHUNK_ELEMENTS // (batch * q_heads * slots))
     outputs, lses = [], []
@@ -110,7 +111,7 @@ def attention(
         logits = torch.matmul(grouped[..., start : start + step, :], keys.transpose(-1, -2)) * scale
         if visible is not None:
             part = visible if visible.shape[-2] == 1 else visible[..., start : start + step, :]
-            logits = logits.masked_fill(~part.unsqueeze(2), float("-inf"))
+            logits = logits.masked_fill(~part.unsqueeze(-3), float("-inf"))
         lse = logits.logsumexp(-1)  # [B, H, G, Q]
         weights = torch.exp(logits - lse.masked_fill(lse.isinf(), 0.0).unsqueeze(-1))
         outputs.append(torch.matmul(weights, values))

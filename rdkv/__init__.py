@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from .runtime.attention import detach as detach
     from .runtime.cache import CompressedCache as CompressedCache
     from .runtime.config import CompressionConfig as CompressionConfig
+    from .runtime.errors import BudgetError as BudgetError
+    from .runtime.errors import ConfigError as ConfigError
+    from .runtime.errors import PluginError as PluginError
     from .runtime.errors import RdkvError as RdkvError
+    from .runtime.errors import UnsupportedModelError as UnsupportedModelError
     from .runtime.hookspecs import hookimpl as hookimpl
     from .runtime.interfaces import Allocator as Allocator
     from .runtime.interfaces import CacheFormat as CacheFormat
@@ -32,7 +36,11 @@ _HOME = {
     "detach": "attention",
     "CompressedCache": "cache",
     "CompressionConfig": "config",
+    "BudgetError": "errors",
+    "ConfigError": "errors",
+    "PluginError": "errors",
     "RdkvError": "errors",
+    "UnsupportedModelError": "errors",
     "hookimpl": "hookspecs",
     "Allocator": "interfaces",
     "CacheFormat": "interfaces",
@@ -47,7 +55,7 @@ _HOME = {
     "Scores": "plan",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

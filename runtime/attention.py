@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from .errors import UnsupportedModelError
-from .support import check_supported, generation_modes
+from .support import GenerationModes, check_supported, generation_modes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +48,7 @@ def attach(model: PreTrainedModel) -> PreTrainedModel:
         setattr(model, _BEFORE, model.config._attn_implementation)
         model.set_attn_implementation(NAME)
         # generate() consults this attribute before it does anything else.
-        model._supported_generation_modes = generation_modes()
+        model.__dict__["_supported_generation_modes"] = generation_modes()
     return model
 
 
@@ -55,7 +56,8 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Undo `attach`; a model that is not attached stays as it is."""
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation(getattr(model, _BEFORE, None) or "sdpa")
-        model.__dict__.pop("_supported_generation_modes", None)
+    if isinstance(model.__dict__.get("_supported_generation_modes"), GenerationModes):
+        del model.__dict__["_supported_generation_modes"]  # ours may outlive a change of attention by hand
     return model
 
 
@@ -72,14 +74,29 @@ def padding_mask(
     kv_length: int,
     q_offset: int = 0,
     kv_offset: int = 0,
-    mask_function: Any = None,
+    mask_function: Any = causal_mask_function,
     attention_mask: Tensor | None = None,
-    **_: Any,
+    **more: Any,
 ) -> Tensor | None:
     """The mask that reaches `attention_forward`: ``[B, kv_length]`` bool, or None where nothing is padded.
 
-    Causality is implied; a ``[Q, T]`` mask of a long prompt would take more memory than its cache.
+    Causality is implied; a ``[Q, T]`` mask of a long prompt would take more memory than its cache. Where more
+    than causality and padding is asked for (packed sequences, the unused slots of a static cache), which a
+    compressed cache never does, it is sdpa's own 4D mask.
     """
+    if mask_function is not causal_mask_function or kv_offset + kv_length != q_offset + q_length:
+        more["allow_is_causal_skip"] = False  # None means something else to us
+        whole: Tensor | None = sdpa_mask(
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            **more,
+        )
+        return whole
     if attention_mask is None:
         return None
     mask = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
@@ -99,11 +116,11 @@ def attention_forward(
     """Attention of ``query`` ``[B, H_q, Q, D]``; output ``[B, Q, H_q, D]``, as transformers expects."""
     if asked := [name for name in _REFUSED if kwargs.get(name) is not None]:
         raise UnsupportedModelError(f"{type(module).__name__} asks for {asked[0]!r}, which rdkv's attention lacks")
-    if attention_mask is not None and attention_mask.dim() != 2:
-        raise UnsupportedModelError("rdkv's attention takes a 2D attention mask (padding), not a 4D one")
     layer: CompressedLayer | None = getattr(key, _LINK, None)
     if layer is None:
         return plain_attention(module, query, key, value, attention_mask, scaling, dropout)
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise UnsupportedModelError("a compressed cache takes a 2D attention mask (padding), not a 4D one")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     return layer.attend(module, query, key, value, attention_mask, scale), None
 
@@ -117,9 +134,11 @@ def plain_attention(
     scaling: float | None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa attention under a causal mask and the padding in ``mask`` ``[B, N]``."""
+    """transformers' sdpa attention: causal under the padding in ``mask`` ``[B, N]``, or under a whole 4D mask."""
     new, total = query.shape[2], key.shape[2]
-    full = causal_mask(new, total, mask, query.device) if mask is not None or 1 < new < total else None
+    full = mask
+    if 1 < new < total if mask is None else mask.dim() == 2:
+        full = causal_mask(new, total, mask, query.device)
     output, _ = sdpa_attention_forward(module, query, key, value, full, dropout=dropout, scaling=scaling)
     return output, None
 

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 
 from .attention import NAME
 from .config import CompressionConfig
-from .errors import UnsupportedModelError
+from .errors import RdkvError, UnsupportedModelError
 from .layer import CompressedLayer
 from .plan import BitPlan, Scores
 from .session import Session
@@ -57,7 +57,13 @@ class CompressedCache(Cache):
                 f"the model attends with {self.model_config._attn_implementation!r}, which cannot read a compressed "
                 "cache; call rdkv.attach(model) first"
             )
+        self._recover()
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """As `Cache.get_seq_length`."""
+        self._recover()
+        return int(super().get_seq_length(layer_idx))
 
     @property
     def nbytes(self) -> int:
@@ -99,8 +105,11 @@ class CompressedCache(Cache):
 
         Raises:
             ConfigError: the format was told not to keep positions.
+            RdkvError: there is no prompt yet.
         """
         entry = self._compressed[layer]
+        if entry.keys is None:
+            raise RdkvError("the cache holds no prompt yet; run the model with it first")
         if not entry.segments:
             return self._whole_plan(entry)
         batch, heads, tokens, dim = entry.tail_shape[0], entry.tail_shape[1], entry.prompt_tokens, entry.tail_shape[3]
@@ -130,7 +139,7 @@ class CompressedCache(Cache):
             padding += heads * (batch * tokens - sum(self.session.prompt_lengths))
             values["pinned"] += int(plan.pinned.sum())
             for counter, bits in ((values, plan.value_bits[~plan.pinned]), (keys, plan.key_bits)):
-                widths, counts = bits.unique(return_counts=True)
+                widths, counts = torch.unique(bits, return_counts=True)
                 counter.update({str(w): c for w, c in zip(widths.tolist(), counts.tolist(), strict=True)})
         values["0"] -= padding
         return {"value": _shares(values), "key": _shares(keys)}
@@ -143,7 +152,7 @@ class CompressedCache(Cache):
     def reset(self) -> None:
         """Forget everything; the next forward pass is a prompt."""
         self.session.reset()
-        super().reset()
+        super().reset()  # type: ignore[no-untyped-call]
 
     def reorder_cache(self, beam_idx: Tensor) -> NoReturn:
         """Refused: beam search would need a copy of the packed prompt for every beam."""
@@ -164,6 +173,11 @@ class CompressedCache(Cache):
     def batch_select_indices(self, indices: Tensor) -> NoReturn:
         """Refused, as `reorder_cache`."""
         _refuse("selecting rows of a filled cache")
+
+    def _recover(self) -> None:
+        """Drop what a prompt left whose pass an error cut short."""
+        if self.session.failed:
+            self.reset()
 
     def _tail_bytes(self, layer: CompressedLayer) -> int:
         """Bytes of the tokens after the prompt, at the tail's own type."""
@@ -194,7 +208,8 @@ def _storage_bytes(tensors: Iterator[Tensor]) -> int:
 
 def _shares(counts: Counter[str]) -> dict[str, float]:
     total = sum(counts.values())
-    return {width: count / total for width, count in sorted(counts.items()) if count} if total else {}
+    order = sorted(counts, key=lambda width: (not width.isdigit(), int(width) if width.isdigit() else 0))
+    return {width: counts[width] / total for width in order if counts[width]}
 
 
 def _refuse(what: str) -> NoReturn:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
-from .errors import PluginError
-from .interfaces import Ladder, PackedSegment
+from .discovery import one_line
+from .errors import PluginError, RdkvError
+from .interfaces import PackedSegment, Scope
+from .ladder import Ladder
 from .observation import Observation
 from .plan import BitPlan, Budget, Scores
+
+
+@contextmanager
+def blame(plugin: str, where: str) -> Iterator[None]:
+    """Put the name of the plugin and the layer before whatever error its code raises.
+
+    Raises:
+        PluginError: for an exception that is not ours; running out of memory is passed on as it is.
+    """
+    try:
+        yield
+    except RdkvError as error:
+        raise type(error)(f"{plugin}, {where}: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{plugin}, {where}: {one_line(error)}") from error
 
 
 def check_scores(scores: Scores, observation: Observation, scorer: str) -> None:
@@ -37,7 +59,9 @@ def check_scores(scores: Scores, observation: Observation, scorer: str) -> None:
             raise PluginError(f"{where}: pinned is {scores.pinned.dtype}, not torch.bool")
 
 
-def check_plan(plan: BitPlan, scores: Scores, ladder: Ladder, budget: Budget, allocator: str, layer: str) -> None:
+def check_plan(
+    plan: BitPlan, scores: Scores, ladder: Ladder, budget: Budget, allocator: str, scope: Scope, layer: str
+) -> None:
     """Raise unless a plan has the scores' shape, keeps to the ladder and stays within the budget.
 
     Raises:
@@ -56,12 +80,13 @@ def check_plan(plan: BitPlan, scores: Scores, ladder: Ladder, budget: Budget, al
         _check_tensor(tensor, tuple(like.shape), device, f"{where}: {name}")
         if tensor.dtype != dtype:
             raise PluginError(f"{where}: {name} is {tensor.dtype}, not {dtype}")
-        if levels is not None and (odd := set(tensor.unique().tolist()) - set(levels)):
+        if levels is not None and (odd := set(torch.unique(tensor).tolist()) - set(levels)):
             raise PluginError(f"{where}: {name} has a width of {min(odd)} bits; the format has {levels}")
-    cost = ladder.cost(plan).sum(1)  # [B]
-    if bool((cost > budget.total).any()):
-        over = (int(cost.max()) - budget.total + 7) // 8
-        raise PluginError(f"{where}: overspends the budget of {budget.total // 8} bytes by {over} bytes")
+    cost = ladder.cost(plan)  # [B, H]
+    limit, spent, whose = (budget.per_head, cost, " a head") if scope == "head" else (budget.total, cost.sum(1), "")
+    if bool((spent > limit).any()):
+        over = (int(spent.max()) - limit + 7) // 8
+        raise PluginError(f"{where}: overspends the budget of {limit // 8} bytes{whose} by {over} bytes")
 
 
 def check_segment(segment: PackedSegment, plan: BitPlan, ladder: Ladder, format_: str, layer: int) -> None:

@@ -115,4 +115,8 @@ class CacheFormat(ABC):
     @abstractmethod
     def pack(self, keys: Tensor, values: Tensor, plan: BitPlan) -> PackedSegment:
         """Pack ``keys`` and ``values`` ``[B, H, T, D]``, which are 16-bit floats (the storage type of
-        everything that is not quantised)."""
+        everything that is not quantised).
+
+        A plan that keeps everything (``plan.is_identity``) must cost no more than keys and values
+        themselves, and one that keeps nothing, nothing: so `Ladder.cost` counts them.
+        """

@@ -62,7 +62,8 @@ class Ladder:
         known = set(self.value_bits) | set(self.key_bits)
         if unknown := [b for b in bits if b not in known]:
             raise ConfigError(
-                f"ladder: the cache format has no width of {unknown[0]} bits; it has {', '.join(map(str, sorted(known)))}"
+                f"ladder: the cache format has no width of {unknown[0]} bits; "
+                f"it has {', '.join(map(str, sorted(known)))}"
             )
         value = [i for i, b in enumerate(self.value_bits) if b in bits]
         key = [i for i, b in enumerate(self.key_bits) if b in bits]

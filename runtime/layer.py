@@ -17,7 +17,7 @@ from .observation import Observation
 from .session import Group, Session
 
 
-class CompressedLayer(CacheLayerMixin):
+class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Packed segments of the prompt, one for every group of sequences of one length, and the tail.
 
     ``keys`` and ``values`` are the tail, ``[B, H, n, D]``: every token after the prompt, and the prompt
@@ -30,7 +30,7 @@ class CompressedLayer(CacheLayerMixin):
     supports_early_init = False
 
     def __init__(self, index: int, session: Session) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.index = index
         self.session = session
         self.segments: list[tuple[list[int], PackedSegment]] = []
@@ -43,14 +43,12 @@ class CompressedLayer(CacheLayerMixin):
         self.batch_size, self.tail_shape = batch, (batch, heads, 0, dim)
         self.is_initialized = True
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Take the tokens of one forward pass; the prompt is compressed in `attend`, which has the queries."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             return link(key_states, self), value_states
-        if self.keys is None:
+        if self.keys is None or self.values is None:
             raise UnsupportedModelError(
                 f"layer {self.index}: the prompt's attention never reached rdkv; call rdkv.attach(model) first"
             )
@@ -63,7 +61,8 @@ class CompressedLayer(CacheLayerMixin):
     ) -> Tensor:
         """Attention of this layer, output ``[B, Q, H_q, D]``; compresses the prompt when it is the prompt's."""
         if self.prompt_tokens == 0:
-            return self._prefill(module, query, key, value, mask, scale)
+            with self.session.prompt_pass():
+                return self._prefill(module, query, key, value, mask, scale)
         if not self.segments:
             key, value = key.to(query.dtype), value.to(query.dtype)
             return plain_attention(module, query, key, value, mask, scale)[0]
@@ -74,7 +73,7 @@ class CompressedLayer(CacheLayerMixin):
     ) -> Tensor:
         self.prompt_tokens = self.packed_tokens = key.shape[2]
         groups = self.session.groups(mask, key)
-        batch, q_heads, tokens, dim = query.shape
+        batch, q_heads, tokens, _ = query.shape
         observations = []
         if len(groups) == 1 and groups[0].start == 0:
             output, _ = plain_attention(module, query, key, value, None, scale)
@@ -83,9 +82,9 @@ class CompressedLayer(CacheLayerMixin):
             # Sequence by sequence without its padding: what is padded next to it can change nothing.
             output = query.new_zeros(batch, tokens, q_heads, value.shape[-1])
             for group in groups:
-                part = [t[group.rows, :, group.start :] for t in (key, value, query)]
-                output[group.rows, group.start :], _ = plain_attention(module, part[2], *part[:2], None, scale)
-                observations.append(Observation(*part, scale, self.index))
+                keys, values, queries = (t[group.rows, :, group.start :] for t in (key, value, query))
+                output[group.rows, group.start :], _ = plain_attention(module, queries, keys, values, None, scale)
+                observations.append(Observation(keys, values, queries, scale, self.index))
         self.session.compress(self, groups, observations)
         return output
 

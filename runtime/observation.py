@@ -49,7 +49,7 @@ class Observation:
         """The last ``W = min(window, T)`` queries, ``[B, H, G, W, D]``."""
         width = min(window, self.tokens)
         tail = self.queries[:, :, self.tokens - width :]
-        return tail.unflatten(1, (self.heads, self.groups))
+        return tail.reshape(tail.shape[0], self.heads, self.groups, width, -1)
 
     def attention(self, window: int) -> Tensor:
         """Causal attention of the window over the prompt, ``[B, H, G, W, T]`` float32.
@@ -66,9 +66,9 @@ class Observation:
         hidden = self._future_mask(width)  # [W, T]
         for start in range(0, heads, step):
             part = slice(start, min(start + step, heads))
-            logits = torch.matmul(
-                queries[:, part].flatten(2, 3).float(), self.keys[:, part].float().transpose(-1, -2)
-            ).unflatten(2, (groups, width))  # [B, h, G, W, T]
+            flat = queries[:, part].flatten(2, 3).float()  # [B, h, G * W, D]
+            logits = torch.matmul(flat, self.keys[:, part].float().transpose(-1, -2))
+            logits = logits.reshape(batch, -1, groups, width, self.tokens)
             yield part, logits.mul_(self.scale).masked_fill_(hidden, float("-inf")).softmax(-1)
 
     def visible(self, window: int) -> Tensor:

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from .budget import head_bits
 from .calibration import load_calibration
-from .checks import check_plan, check_scores, check_segment
+from .checks import blame, check_plan, check_scores, check_segment
 from .config import CompressionConfig
-from .errors import RdkvError
 from .interfaces import Allocator, CacheFormat, PackedSegment, Scorer
 from .ladder import Ladder
 from .observation import Observation
@@ -50,7 +49,8 @@ class Pipeline:
 
     def score(self, observation: Observation) -> Pending:
         """Score one layer, and keep what packing needs: keys and values in their storage type."""
-        scores = self.scorer.score(observation)
+        with blame(f"scorer {self.config.scorer!r}", f"layer {observation.layer}"):
+            scores = self.scorer.score(observation)
         check_scores(scores, observation, self.config.scorer)
         dtype = self.storage_dtype(observation)
         return Pending(observation.keys.to(dtype), observation.values.to(dtype), scores, observation.layer)
@@ -83,18 +83,17 @@ class Pipeline:
         budget = Budget(head_bits(self.config, tokens, dim, heads, self.layers), heads * len(layers))
         scores = _stack([layer.scores for layer in layers])
         name = f"layer {first.layer}" if len(layers) == 1 else f"layers {first.layer} to {layers[-1].layer}"
-        try:
+        with blame(f"allocator {self.config.allocator!r}", name):
             plan = self.allocator.allocate(scores, ladder, budget)
-        except RdkvError as error:
-            raise type(error)(f"allocator {self.config.allocator!r}, {name}: {error}") from error
-        check_plan(plan, scores, ladder, budget, self.config.allocator, name)
-        parts = zip(*(t.split(heads, 1) for t in (plan.value_bits, plan.key_bits, plan.pinned)), strict=True)
-        return [BitPlan(*part) for part in parts]
+        check_plan(plan, scores, ladder, budget, self.config.allocator, self.allocator.scope, name)
+        fields = [torch.split(t, heads, 1) for t in (plan.value_bits, plan.key_bits, plan.pinned)]
+        return [BitPlan(*part) for part in zip(*fields, strict=True)]
 
     def pack(self, layer: Pending, plan: BitPlan) -> PackedSegment:
         """Pack one layer."""
         _, _, tokens, dim = layer.keys.shape
-        segment = self.format.pack(layer.keys, layer.values, plan)
+        with blame(f"format {self.config.format!r}", f"layer {layer.layer}"):
+            segment = self.format.pack(layer.keys, layer.values, plan)
         if layer.keys.dtype != torch.float32:
             check_segment(segment, plan, self.ladder(tokens, dim), self.config.format, layer.layer)
         return segment
@@ -105,4 +104,5 @@ def _stack(scores: list[Scores]) -> Scores:
     if len(scores) == 1:
         return scores[0]
     pins = [torch.zeros_like(s.token, dtype=torch.bool) if s.pinned is None else s.pinned for s in scores]
-    return Scores(torch.cat([s.token for s in scores], 1), torch.cat([s.channel for s in scores], 1), torch.cat(pins, 1))
+    token, channel = torch.cat([s.token for s in scores], 1), torch.cat([s.channel for s in scores], 1)
+    return Scores(token, channel, torch.cat(pins, 1))

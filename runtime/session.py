@@ -47,6 +47,7 @@ class Session:
         groups_: groups of the prompt, once it is known.
         prompt_tokens: real tokens of the prompt, over all sequences.
         seconds: time spent on scoring, allocating and packing.
+        failed: whether an error cut the prompt's pass short, so that only some layers hold it.
         scores: scores of each layer and group, if they are kept.
     """
 
@@ -55,6 +56,7 @@ class Session:
     keep_scores: bool = False
     prompt_lengths: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    failed: bool = False
     scores: dict[int, list[Scores]] = field(default_factory=dict)
     waiting: list[Waiting] = field(default_factory=list)
 
@@ -84,7 +86,8 @@ class Session:
 
     def compress(self, layer: CompressedLayer, groups: list[Group], observations: list[Observation]) -> None:
         """Compress one layer, or keep it until the last one where the whole model shares a budget."""
-        with self._timed(observations[0].keys.device):
+        # Whatever the caller records: what the cache holds must not keep a graph, and 16-bit keys with it.
+        with self._timed(observations[0].keys.device), torch.no_grad():
             pending = [self.pipeline.score(observation) for observation in observations]
             if self.keep_scores:
                 self.scores[layer.index] = [p.scores for p in pending]
@@ -106,6 +109,15 @@ class Session:
             entry.layer.store(entry.groups, segments, first.keys.dtype)
 
     @contextmanager
+    def prompt_pass(self) -> Iterator[None]:
+        """Note an error in the prompt's pass; the cache then starts over."""
+        try:
+            yield
+        except BaseException:
+            self.failed = True
+            raise
+
+    @contextmanager
     def _timed(self, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -117,6 +129,6 @@ class Session:
 
     def reset(self) -> None:
         """Forget the prompt."""
-        self.prompt_lengths, self.seconds = [], 0.0
+        self.prompt_lengths, self.seconds, self.failed = [], 0.0, False
         self.scores.clear()
         self.waiting.clear()

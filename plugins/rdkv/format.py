@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from torch import Tensor
 
+from ...runtime.errors import ConfigError
 from ...runtime.interfaces import CacheFormat, PackedSegment, PluginOptions
 from ...runtime.ladder import Distortion, Ladder
 from ...runtime.plan import BitPlan
@@ -14,12 +15,20 @@ from .pack import pack
 from .segment import CODED, VALUE_CLASSES, WIDTHS
 from .whole import EmptySegment, WholeSegment
 
-# Normalised squared errors of asymmetric uniform quantisation, values per token and keys per channel,
-# as published for Llama-3.1-8B (arXiv 2605.08317); `rdkv calibrate` measures them on another model.
-PAPER = Distortion(
-    value={0: 1.0, 2: 0.3129, 4: 0.01399, 8: 4.86e-5, 16: 0.0},
-    key={0: 1.0, 2: 0.1489, 4: 0.00624, 8: 2.18e-5, 16: 0.0},
-)
+# Normalised squared errors of asymmetric uniform quantisation, values per token and keys per channel.
+# `rdkv calibrate` measures them on another model.
+DISTORTIONS = {
+    # SmolLM2-135M-Instruct: rdkv calibrate --model smollm2-135m
+    "smollm2": Distortion(
+        value={0: 1.0, 2: 0.2608, 4: 0.01038, 8: 3.60e-5, 16: 0.0},
+        key={0: 1.0, 2: 0.3117, 4: 0.01239, 8: 4.29e-5, 16: 0.0},
+    ),
+    # Llama-3.1-8B, as published with the method (arXiv 2605.08317)
+    "paper": Distortion(
+        value={0: 1.0, 2: 0.3129, 4: 0.01399, 8: 4.86e-5, 16: 0.0},
+        key={0: 1.0, 2: 0.1489, 4: 0.00624, 8: 2.18e-5, 16: 0.0},
+    ),
+}
 AFFINE_BITS = 32  # scale and zero point, float16 each
 
 
@@ -29,6 +38,12 @@ class MixedBitOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw
     channel_group: Annotated[
         int, msgspec.Meta(ge=1, le=256, description="key channels that share a width, by falling weight")
     ] = 4
+    distortion: Annotated[
+        Literal["smollm2", "paper"],
+        msgspec.Meta(
+            description="losses of each width on a model that was not calibrated: as on SmolLM2, or the paper's"
+        ),
+    ] = "smollm2"
     positions: Annotated[
         bool, msgspec.Meta(description="keep which tokens are held (1 bit a token, 2 a kept one); plan() needs it")
     ] = True
@@ -41,7 +56,9 @@ class MixedBit(CacheFormat):
     options: MixedBitOptions
 
     def ladder(self, head_dim: int, tokens: int, distortion: Distortion | None = None) -> Ladder:
-        distortion = distortion or PAPER
+        distortion = distortion or DISTORTIONS[self.options.distortion]
+        if missing := [b for b in WIDTHS if b not in distortion.value or b not in distortion.key]:
+            raise ConfigError(f"format 'mixed-bit': the calibration lacks the width of {missing[0]} bits")
         position = 2 if self.options.positions else 0  # bits a coded token, for its width
 
         def value_cost(bits: int) -> int:

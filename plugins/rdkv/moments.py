@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...runtime.interfaces import Observation
+from ...runtime.observation import Observation
 
 TokenWeight = Literal[
     "first-moment", "root-second-moment", "max", "first-moment-distance", "root-second-moment-distance"

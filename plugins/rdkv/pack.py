@@ -19,12 +19,13 @@ def pack(keys: Tensor, values: Tensor, plan: BitPlan, keep_positions: bool) -> M
     bits = plan.value_bits.flatten(0, 1).masked_fill(pinned, 0)  # [R, T], pinned tokens apart
     of_class = [pinned, *(bits == width for width in VALUE_CLASSES)]
     counts = torch.stack([mask.sum(1) for mask in of_class], 1).int()  # [R, 5]
-    slots, coded = torch.stack([counts.sum(1), counts[:, 1:].sum(1)]).amax(1).tolist()
+    total, of_codes = counts.sum(1), counts[:, 1:].sum(1)
+    slots, coded, stored = torch.stack([total.amax(), of_codes.amax(), total.sum()]).tolist()
     packed_values, value_affine = _pack_values(values, of_class[1:])
     key_bits = plan.key_bits.flatten(0, 1) * (bits > 0).any(1, keepdim=True)  # empty rows hold no channels
     streams, channels, key_affine, key_mean = _pack_keys(_coded_keys(keys, bits, coded), key_bits, bits)
     return MixedBitSegment(
-        shape=Shape(batch, heads, tokens, dim, slots, coded, channels),
+        shape=Shape(batch, heads, tokens, dim, slots, stored, channels),
         counts=counts,
         key_widths=_pack_widths(key_bits),
         pinned_keys=keys[pinned],
@@ -40,12 +41,16 @@ def pack(keys: Tensor, values: Tensor, plan: BitPlan, keep_positions: bool) -> M
 
 def _affine(low: Tensor, high: Tensor, bits: int, what: str) -> tuple[Tensor, Tensor]:
     scale, zero = naive.affine_parameters(low, high, bits)
-    if not bool((scale.isfinite() & zero.isfinite()).all()):
+    _require_finite(scale.isfinite() & zero.isfinite(), what)
+    return scale, zero
+
+
+def _require_finite(finite: Tensor, what: str) -> None:
+    if not bool(finite.all()):
         raise PluginError(
             f"format 'mixed-bit': {what} are not finite or exceed the range of float16 "
             f"({naive.FLOAT16_MAX:.0f}), so that they have no scale; is the model's output finite?"
         )
-    return scale, zero
 
 
 def _pack_values(values: Tensor, of_class: list[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -88,6 +93,7 @@ def _pack_keys(
     coded = (key_bits > 0) & (key_bits < 16) & occupied
     mean = x.masked_fill(~valid, 0.0).sum(1) / count.clamp(min=1)
     key_mean = mean[(key_bits == 0) & occupied].to(keys.dtype)
+    _require_finite(key_mean.isfinite(), "keys")
     return tuple(streams), tuple(sizes), torch.stack([scale[coded], zero[coded]], 1), key_mean
 
 

@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 import msgspec
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
-from ...runtime.interfaces import Observation, PluginOptions, Scorer, Scores
+from ...runtime.interfaces import PluginOptions, Scorer
+from ...runtime.observation import Observation
+from ...runtime.plan import Scores
 from .moments import Moments, TokenWeight, window_moments
 
 
@@ -20,9 +22,7 @@ class AttentionDistortionOptions(PluginOptions, frozen=True, forbid_unknown_fiel
     smoothing: Annotated[
         int, msgspec.Meta(ge=1, description="width of the smoothing along the prompt, in tokens; 1 for none")
     ] = 65
-    kernel: Annotated[
-        Literal["mean", "max", "gaussian"], msgspec.Meta(description="shape of the smoothing")
-    ] = "mean"
+    kernel: Annotated[Literal["mean", "max", "gaussian"], msgspec.Meta(description="shape of the smoothing")] = "mean"
     token_weight: Annotated[TokenWeight, msgspec.Meta(description="how attention of the window becomes a weight")] = (
         "max"
     )
@@ -40,7 +40,8 @@ class AttentionDistortion(Scorer):
     With ``a`` the window's attention, ``o`` its outputs and ``v_t`` the values, over the ``W`` queries and
     the query heads of a KV head a token weighs (``token_weight``)
 
-    * ``first-moment``: ``mean a`` (the paper's default), ``root-second-moment``: ``sqrt(mean a^2)``, ``max``: ``max a``;
+    * ``first-moment``: ``mean a`` (the paper's default); ``root-second-moment``: ``sqrt(mean a^2)``;
+      ``max``: ``max a``;
     * the same times the distance that eviction moves the output:
       ``first-moment-distance``: ``mean a |o - v_t|``, ``root-second-moment-distance``: ``sqrt(mean a^2 |o - v_t|^2)``,
 
@@ -89,12 +90,12 @@ def smooth(token: Tensor, width: int, kernel: str) -> Tensor:
     half = min(width // 2, tokens - 1)
     if half == 0:
         return token
-    padded = F.pad(token, (half, half), mode="reflect")
+    padded = functional.pad(token, (half, half), mode="reflect")
     size = 2 * half + 1
     if kernel == "max":
-        return F.max_pool1d(padded, size, stride=1)
+        return functional.max_pool1d(padded, size, stride=1)
     if kernel == "mean":
-        return F.avg_pool1d(padded, size, stride=1)
+        return functional.avg_pool1d(padded, size, stride=1)
     offset = torch.arange(-half, half + 1, device=token.device, dtype=token.dtype)
     bell = torch.exp(-0.5 * (offset * 4 / size).square())  # two standard deviations at each end
-    return F.conv1d(padded.flatten(0, 1).unsqueeze(1), (bell / bell.sum())[None, None]).reshape(token.shape)
+    return functional.conv1d(padded.flatten(0, 1).unsqueeze(1), (bell / bell.sum())[None, None]).reshape(token.shape)

@@ -27,7 +27,7 @@ class Shape:
     tokens: int
     dim: int
     slots: int  # most kept tokens of any row
-    coded: int  # most coded (kept, not pinned) tokens of any row
+    stored: int  # kept tokens of all rows
     channels: tuple[int, ...]  # key codes of each width in CODED, over all rows
 
 
@@ -88,52 +88,79 @@ class MixedBitSegment(PackedSegment):
         shape = self.shape
         rows, device = shape.batch * shape.heads, self.counts.device
         counts = self.counts.long()
-        starts = counts.cumsum(1) - counts  # [R, 5] first slot of each class
-        keys = torch.zeros(rows, shape.slots, shape.dim, device=device)
-        values = torch.zeros_like(keys)
-        at = _slots(starts[:, 0], counts[:, 0])
-        keys[at], values[at] = self.pinned_keys.float(), self.pinned_values.float()
-        for index, bits in enumerate(VALUE_CLASSES):
-            values[_slots(starts[:, index + 1], counts[:, index + 1])] = self._value_class(index, bits)
-        coded = counts[:, 1:].sum(1)
-        at = _slots(counts[:, 0], coded)
-        valid = torch.arange(shape.coded, device=device) < coded[:, None]  # [R, M]
-        keys[at] = self._coded_keys(valid)[valid]
-        held = torch.arange(shape.slots, device=device) < counts.sum(1, keepdim=True)
-        view = (shape.batch, shape.heads)
-        return keys.unflatten(0, view), values.unflatten(0, view), held.unflatten(0, view)
+        per_row = counts.sum(1, keepdim=True)
+        values = torch.zeros(rows * shape.slots, shape.dim, device=device)
+        values[self._value_slots(counts)] = torch.cat([self.pinned_values.float(), *self._value_classes()])
+        # Coded keys follow a row's pinned ones; slots past its last token hold whatever and are not held.
+        slot = torch.arange(shape.slots, device=device)
+        keys = self._coded_keys(counts, (slot - counts[:, :1]).clamp(min=0))  # [R, N, D]
+        pinned = slot < counts[:, :1]
+        if self.pinned_keys.shape[0]:
+            order = (pinned.flatten().cumsum(0) - 1).clamp(min=0)  # stored row by row, as slots are
+            keys = torch.where(pinned.unsqueeze(2), self.pinned_keys.float()[order].reshape(keys.shape), keys)
+        view = (shape.batch, shape.heads, shape.slots)
+        held = slot < per_row
+        return keys.reshape(*view, shape.dim), values.reshape(*view, shape.dim), held.reshape(view)
 
-    def _value_class(self, index: int, bits: int) -> Tensor:
-        """Values of one width, ``[n, D]`` float32."""
-        if bits == 16:
-            return self.values[index].float()
-        codes = naive.unpack_bits(self.values[index], bits, self.shape.dim)
-        scale, zero = self.value_affine[index - 1].unbind(1)
-        return naive.dequantize(codes, scale[:, None], zero[:, None])
+    def _value_slots(self, counts: Tensor) -> Tensor:
+        """Where each stored value goes in ``[R * N]``: pinned first, then class by class, row by row in each."""
+        row = torch.arange(counts.shape[0], device=counts.device)[:, None]
+        first = counts.cumsum(1) - counts + row * self.shape.slots
+        size = counts.T.flatten()  # [5 * R], class by class
+        start = (first.T.flatten() - size.cumsum(0) + size).repeat_interleave(size, output_size=self.shape.stored)
+        return start + torch.arange(self.shape.stored, device=counts.device)
+
+    def _value_classes(self) -> list[Tensor]:
+        """Values of each width in ``VALUE_CLASSES``, ``[n, D]`` float32."""
+        restored = [self.values[0].float()]
+        for bits, packed, affine in zip(VALUE_CLASSES[1:], self.values[1:], self.value_affine, strict=True):
+            scale, zero = affine[:, :1], affine[:, 1:]
+            restored.append(naive.dequantize(naive.unpack_bits(packed, bits, self.shape.dim), scale, zero))
+        return restored
 
     def key_bits(self) -> Tensor:
         """Width of each key channel, ``[R, D]`` uint8."""
         table = torch.tensor(WIDTHS, dtype=torch.uint8, device=self.key_widths.device)
         return table[naive.unpack_bits(self.key_widths, 4, self.shape.dim).long()]
 
-    def _coded_keys(self, valid: Tensor) -> Tensor:
-        """Keys of the coded tokens, ``[R, M, D]`` float32; ``valid`` ``[R, M]`` marks the slots in use."""
-        bits = self.key_bits()
-        occupied = valid.any(1, keepdim=True)  # rows without coded tokens hold no channel metadata
-        scale = torch.zeros(bits.shape, device=bits.device)
-        zero = torch.zeros_like(scale)
-        coded = (bits > 0) & (bits < 16) & occupied
-        scale[coded], zero[coded] = self.key_affine.float().unbind(1)
-        zero[(bits == 0) & occupied] = self.key_mean.float()
-        keys = torch.zeros((*valid.shape, self.shape.dim), device=bits.device)
-        for index, width in enumerate((*CODED, 16)):
-            at = valid.unsqueeze(2) & (bits == width).unsqueeze(1)
-            if width == 16:
-                keys[at] = self.keys[index].float()
-            else:
-                keys[at] = naive.unpack_bits(self.keys[index], width, self.shape.channels[index]).float()
-        raw = (bits == 16).unsqueeze(1)
-        return torch.where(raw, keys, keys * scale.unsqueeze(1) + zero.unsqueeze(1))
+    def _coded_keys(self, counts: Tensor, token: Tensor) -> Tensor:
+        """Keys of the coded tokens numbered ``token`` ``[R, N]``, ``[R, N, D]`` float32; beyond a row's last: any."""
+        width = naive.unpack_bits(self.key_widths, 4, self.shape.dim).long()  # [R, D] index into WIDTHS
+        coded = counts[:, 1:].sum(1, keepdim=True)  # [R, 1]
+        present = coded > 0  # rows without coded tokens hold no channel metadata
+        scale, zero = self._key_affine(width, present)
+        # A code's place: its stream, its row's start in the stream, its token, its rank among the channels.
+        one_hot = torch.nn.functional.one_hot(width, len(WIDTHS))  # [R, D, 5]
+        rank = one_hot.cumsum(1) - one_hot
+        channels = one_hot.sum(1)  # [R, 5]
+        size = channels * coded
+        sizes = torch.tensor([0, *self.shape.channels, self.keys[-1].shape[0]], device=size.device)
+        start = size.cumsum(0) - size + (sizes.cumsum(0) - sizes)  # [R, 5]
+        place = start.gather(1, width) + rank.gather(2, width.unsqueeze(2)).squeeze(2)  # [R, D]
+        stride = channels.gather(1, width)
+        index = place.unsqueeze(1) + token.unsqueeze(2) * stride.unsqueeze(1)  # [R, N, D]
+        streams = [
+            naive.unpack_bits(packed, bits, count).float()
+            for bits, packed, count in zip(CODED, self.keys, self.shape.channels, strict=False)
+        ]
+        codes = torch.cat([*streams, self.keys[-1].float(), token.new_zeros(1, dtype=torch.float32)])
+        return codes[index.clamp(max=codes.shape[0] - 1)] * scale.unsqueeze(1) + zero.unsqueeze(1)
+
+    def _key_affine(self, width: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of every channel, ``[R, D]`` float32: 1 and 0 at 16 bits, 0 and the mean at 0."""
+        coded = (width > 0) & (width < WIDTHS.index(16)) & present
+        mean = (width == 0) & present
+        table = torch.cat([self.key_affine.float(), self.key_affine.new_zeros(1, 2).float()])
+        means = torch.cat([self.key_mean.float(), self.key_mean.new_zeros(1).float()])
+
+        def nth(mask: Tensor, last: int) -> Tensor:
+            """Position among the stored entries, the appended zero where there is none."""
+            order = (mask.flatten().cumsum(0) - 1).reshape(mask.shape)
+            return torch.where(mask, order, last)
+
+        affine = table[nth(coded, table.shape[0] - 1)]  # [R, D, 2]
+        raw = (width == WIDTHS.index(16)).float()
+        return affine[..., 0] + raw, affine[..., 1] + means[nth(mean, means.shape[0] - 1)]
 
     def plan(self) -> BitPlan:
         if self.positions is None:
@@ -148,12 +175,5 @@ class MixedBitSegment(PackedSegment):
         rows = torch.arange(kept.shape[0], device=kept.device).repeat_interleave(counts[:, 0])
         pinned[rows, self.positions.pinned.long()] = True
         value_bits[pinned] = 16
-        view = (shape.batch, shape.heads)
-        return BitPlan(value_bits.unflatten(0, view), self.key_bits().unflatten(0, view), pinned.unflatten(0, view))
-
-
-def _slots(start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and slot of each of ``count[r]`` tokens that stand from ``start[r]`` on, row by row."""
-    rows = torch.arange(count.shape[0], device=count.device).repeat_interleave(count)
-    first = (count.cumsum(0) - count)[rows]
-    return rows, torch.arange(rows.shape[0], device=count.device) - first + start[rows]
+        view = (shape.batch, shape.heads, -1)
+        return BitPlan(value_bits.reshape(view), self.key_bits().reshape(view), pinned.reshape(view))
