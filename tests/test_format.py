@@ -234,8 +234,12 @@ def test_attends_as_naive_attention_over_the_unpacked(case: Case, groups: int, l
             own = held[b, h]
             alone = (t[b : b + 1, h : h + 1, own] for t in (keys, values))
             expected, expected_lse = naive.attention(query[b : b + 1, part], *alone, 0.01)
-            torch.testing.assert_close(output[b : b + 1, part], expected, rtol=1e-4, atol=1e-3)
-            torch.testing.assert_close(lse[b : b + 1, part], expected_lse, rtol=1e-5, atol=1e-4)
+            # Products of outliers round differently in another order of summation.
+            sums = query[b, part].abs() @ keys[b, h, own].abs().T
+            noise = 0.01 * 2.0**-20 * (float(sums.max()) if sums.numel() else 0.0)
+            top = float(values[b, h, own].abs().max()) if own.any() else 0.0
+            torch.testing.assert_close(output[b : b + 1, part], expected, rtol=1e-4, atol=1e-3 + 4 * noise * top)
+            torch.testing.assert_close(lse[b : b + 1, part], expected_lse, rtol=1e-5, atol=1e-4 + 2 * noise)
 
 
 @quick

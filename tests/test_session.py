@@ -1,0 +1,152 @@
+"""What layers share: groups of one length, one budget for the whole model, layers that wait for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from harness import HEADS, LAYERS, QKV, TOKEN_BYTES, forward, layer_of, new_cache, padding, prefill, random_qkv
+from torch import Tensor
+
+import rdkv
+from rdkv.runtime.errors import RdkvError, UnsupportedModelError
+
+SCOPES = ["head", "layer", "model"]
+LENGTHS = [60, 23, 60, 41]
+
+
+def segment_bytes(cache: rdkv.CompressedCache) -> list[int]:
+    """Bytes of each layer's prompt."""
+    return [sum(s.nbytes for _, s in layer_of(cache, layer).segments) for layer in range(LAYERS)]
+
+
+def layers_apart(cache: rdkv.CompressedCache, contrast: float) -> list[Tensor]:
+    """A prompt whose attention is flat in the first layer, and as much sharper in the last as asked."""
+    query, keys, values = random_qkv(1, 120)
+    return [forward(cache, layer, (query * contrast**layer, keys, values)) for layer in range(LAYERS)]
+
+
+def test_groups_are_sequences_of_one_length() -> None:
+    session = new_cache().session
+    keys = torch.zeros(4, HEADS, 60, 1)
+    groups = session.groups(padding(LENGTHS), keys)
+    assert [(group.rows, group.start) for group in groups] == [([0, 2], 0), ([3], 19), ([1], 37)]
+    assert session.prompt_lengths == LENGTHS
+    (whole,) = session.groups(None, keys)
+    assert (whole.rows, whole.start) == ([0, 1, 2, 3], 0)
+
+
+def test_longest_sequence_decides_about_the_window() -> None:
+    session = new_cache().session
+    session.groups(padding([512, 3]), torch.zeros(2, HEADS, 512, 1))
+    session.groups(torch.arange(600).expand(2, -1) >= 100, torch.zeros(2, HEADS, 600, 1))
+    with pytest.raises(UnsupportedModelError, match=r"513 .* 512"):
+        session.groups(padding([513, 3]), torch.zeros(2, HEADS, 513, 1))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("budget", [0.05, 0.3, 0.9])
+@pytest.mark.parametrize("allocator", ["waterfill", "eviction"])
+def test_bytes_stay_within_the_budget(scope: str, budget: float, allocator: str) -> None:
+    cache = new_cache(budget, allocator=allocator, allocator_options={"scope": scope})
+    prefill(cache, random_qkv(4, 60), padding(LENGTHS))
+    full = sum(LENGTHS) * TOKEN_BYTES
+    if scope != "model":
+        assert max(segment_bytes(cache)) <= budget * full
+    assert sum(segment_bytes(cache)) <= budget * full * LAYERS
+    assert sum(segment_bytes(cache)) > 0.8 * budget * full * LAYERS or budget == 0.05
+    assert cache.retention <= budget
+
+
+def test_whole_model_moves_bytes_between_layers() -> None:
+    budget = 0.2
+    share = budget * 120 * TOKEN_BYTES
+    apart, together = (new_cache(budget, allocator_options={"scope": scope}) for scope in ("layer", "model"))
+    for cache in (apart, together):
+        layers_apart(cache, contrast=4.0)
+    assert max(segment_bytes(apart)) <= share
+    assert max(segment_bytes(together)) > share
+    assert sum(segment_bytes(together)) <= 2 * share
+
+
+def test_equal_layers_get_equal_shares() -> None:
+    query, keys, values = (t[:, :1].expand(-1, t.shape[1], -1, -1) for t in random_qkv(1, 120))
+    caches = [new_cache(0.2, allocator_options={"scope": scope}) for scope in SCOPES]
+    for cache in caches:
+        prefill(cache, (query, keys, values))
+    first = caches[0].plan(0)
+    for cache in caches:
+        for layer in range(LAYERS):
+            plan = cache.plan(layer)
+            # What is left of a shared budget buys a few more bits here or there.
+            assert (plan.value_bits != first.value_bits).float().mean() < 0.05
+            assert torch.equal(plan.pinned, first.pinned)
+
+
+def test_whole_model_packs_when_the_last_layer_is_scored() -> None:
+    cache = new_cache(0.3, allocator_options={"scope": "model"})
+    qkv = random_qkv(4, 60)
+    forward(cache, 0, qkv, padding(LENGTHS))
+    assert not layer_of(cache, 0).segments
+    assert cache.nbytes == 0
+    assert len(cache.session.waiting) == 1
+    with pytest.raises(RdkvError, match="no prompt yet"):
+        cache.plan(0)
+    forward(cache, 1, qkv, padding(LENGTHS))
+    assert layer_of(cache, 0).segments
+    assert not cache.session.waiting
+    assert cache.plan(0).value_bits.shape == (4, HEADS, 60)
+
+
+def test_scores_are_kept_if_asked_for() -> None:
+    cache = new_cache()
+    prefill(cache, random_qkv(4, 60), padding(LENGTHS))
+    for layer in range(LAYERS):
+        assert [tuple(s.token.shape) for s in cache.scores(layer)] == [(2, HEADS, 60), (1, HEADS, 41), (1, HEADS, 23)]
+    lean = rdkv.CompressedCache(cache.model_config, rdkv.CompressionConfig(budget=0.3))
+    prefill(lean, random_qkv(1, 60))
+    assert not lean.session.scores
+
+
+def test_seconds_add_up() -> None:
+    cache = new_cache()
+    assert cache.compress_seconds == 0
+    seen = []
+    for layer in range(LAYERS):
+        forward(cache, layer, random_qkv(1, 60))
+        seen.append(cache.compress_seconds)
+    assert 0 < seen[0] < seen[1]
+    forward(cache, 0, random_qkv(1, 1))
+    assert cache.compress_seconds == seen[1]
+
+
+def same(first: rdkv.CompressedCache, second: rdkv.CompressedCache) -> bool:
+    pairs = list(zip(first.tensors(), second.tensors(), strict=True))
+    return bool(pairs) and all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_reset_makes_a_cache_as_new(scope: str) -> None:
+    used, fresh = (new_cache(allocator_options={"scope": scope}) for _ in range(2))
+    prefill(used, random_qkv(2, 40, seed=1))
+    forward(used, 0, random_qkv(2, 3, seed=2))
+    used.reset()
+    assert used.nbytes == used.full_nbytes == used.get_seq_length() == 0
+    assert used.retention == 1.0
+    for cache in (used, fresh):
+        prefill(cache, random_qkv(4, 60), padding(LENGTHS))
+    assert same(used, fresh)
+    assert used.session.prompt_lengths == fresh.session.prompt_lengths
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_error_in_a_later_layer_leaves_no_half_of_a_prompt(scope: str) -> None:
+    used, fresh = (new_cache(allocator_options={"scope": scope}) for _ in range(2))
+    qkv = random_qkv(1, 60)
+    bad: QKV = (qkv[0], qkv[1], torch.full_like(qkv[2], float("nan")))
+    forward(used, 0, qkv)
+    with pytest.raises(RdkvError):
+        forward(used, 1, bad)
+    assert used.get_seq_length() == 0
+    for cache in (used, fresh):
+        prefill(cache, qkv)
+    assert same(used, fresh)
