@@ -112,7 +112,7 @@ def test_bytes_that_wait_for_the_whole_model() -> None:
 @pytest.mark.parametrize("budget", [0.001, 0.1, 1.0])
 @pytest.mark.parametrize("scope", ["head", "model"])
 def test_deleted_cache_frees_its_tensors(budget: float, scope: str, tiny_model: Callable[..., Any]) -> None:
-    model = rdkv.attach(tiny_model("llama"))
+    model: Any = rdkv.attach(tiny_model("llama"))
     config = rdkv.CompressionConfig(budget=budget, allocator_options={"scope": scope})
     cache = rdkv.CompressedCache(model.config, config, keep_scores=True)
     model.generate(IDS, attention_mask=padding(LENGTHS).long(), past_key_values=cache, max_new_tokens=3)
