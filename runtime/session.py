@@ -106,7 +106,9 @@ class Session:
                 entry.layer.store_whole(first.keys, first.values)
                 continue
             segments = [self.pipeline.pack(p, plan) for p, plan in zip(entry.pending, plans, strict=True)]
-            entry.layer.store(entry.groups, segments, first.keys.dtype)
+            # All rows share one tail, which has to reach as far as the widest of their types.
+            widest = max((p.keys.dtype for p in entry.pending), key=lambda dtype: torch.finfo(dtype).max)
+            entry.layer.store(entry.groups, segments, widest)
 
     @contextmanager
     def prompt_pass(self) -> Iterator[None]:

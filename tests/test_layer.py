@@ -251,6 +251,23 @@ def test_float32_is_stored_in_16_bits(factor: float, dtype: torch.dtype) -> None
     assert restored[mask].isfinite().all()
 
 
+@pytest.mark.parametrize("row", [0, 1])
+def test_tail_reaches_as_far_as_any_row(row: int) -> None:
+    lengths = [60, 20]
+    query, keys, values = random_qkv(2, 60)
+    start = 60 - lengths[row]
+    values[row, :, start : start + 2] *= 1e5
+    cache = new_cache(0.3)
+    prefill(cache, (query, keys, values), padding(lengths))
+    layer = layer_of(cache)
+    assert layer.keys is not None
+    assert layer.keys.dtype == torch.bfloat16
+    query, keys, values = random_qkv(2, 1, seed=1)
+    values[row] *= 1e5
+    mask = torch.nn.functional.pad(padding(lengths), (0, 1), value=True)
+    assert forward(cache, 0, (query, keys, values), mask).isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_models_keep_their_type(dtype: torch.dtype) -> None:
     cache = new_cache(0.3)
