@@ -36,6 +36,11 @@ class Case:
     values: Tensor
     plan: BitPlan
 
+    @property
+    def apart(self) -> Tensor:
+        """Tokens that stand before the others: pinned ones, unless everything is kept as it is."""
+        return self.plan.pinned & (not self.plan.is_identity)
+
     def pack(self, **options: Any) -> PackedSegment:
         return MixedBit(MixedBitOptions(**options)).pack(self.keys, self.values, self.plan)
 
@@ -119,8 +124,8 @@ def reference(case: Case) -> list[list[Row]]:
         result.append([])
         for h in range(heads):
             keys, values = case.keys[b, h].float().numpy(), case.values[b, h].float().numpy()
-            bits = plan.value_bits[b, h].tolist()
-            pinned = [t for t in range(tokens) if plan.pinned[b, h, t]]
+            bits = plan.value_bits[b, h].masked_fill(plan.pinned[b, h], 16).tolist()
+            pinned = [t for t in range(tokens) if case.apart[b, h, t]]
             coded = [t for w in (16, 8, 4, 2) for t in range(tokens) if t not in pinned and bits[t] == w]
             kept_keys = np.empty((len(coded), dim), np.float32)
             for c in range(dim if coded else 0):
@@ -163,14 +168,16 @@ def test_unpacks_as_the_reference(case: Case) -> None:
     mean_precision = torch.finfo(case.keys.dtype).eps / 2  # means are stored in 16 bits
     for b, sequence in enumerate(expected):
         for h, (row_keys, row_values) in enumerate(sequence):
-            count, pins = len(row_keys), int(case.plan.pinned[b, h].sum())
+            count, pins = len(row_keys), int(case.apart[b, h].sum())
             assert held[b, h].tolist() == [True] * count + [False] * (slots - count)
             actual_keys, actual_values = keys[b, h, :count], values[b, h, :count]
             width = case.plan.key_bits[b, h]
             exact = torch.arange(count)[:, None] < pins
             exact_keys = exact | (width == 16)
             assert torch.equal(actual_keys[exact_keys], torch.from_numpy(row_keys)[exact_keys])
-            raw = pins + int(((case.plan.value_bits[b, h] == 16) & ~case.plan.pinned[b, h]).sum())
+            raw = pins + int(
+                ((case.plan.value_bits[b, h].masked_fill(case.plan.pinned[b, h], 16) == 16) & ~case.apart[b, h]).sum()
+            )
             assert torch.equal(actual_values[:raw], torch.from_numpy(row_values)[:raw])
             np.testing.assert_allclose(actual_values, row_values, rtol=1e-6, atol=1e-6)
             coded = actual_keys[pins:], row_keys[pins:]
