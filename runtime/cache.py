@@ -24,7 +24,8 @@ class CompressedCache(Cache):
 
     The first forward pass is the prompt: as soon as a layer's attention output exists, its keys and
     values are scored, allocated, packed and dropped. Tokens of later passes (new tokens, further turns)
-    join a 16-bit tail. The model must be attached (`rdkv.attach`); a cache serves one conversation.
+    join a 16-bit tail; with ``prefill_chunk_size`` the first chunk is all that is compressed. The model
+    must be attached (`rdkv.attach`); a cache serves one conversation.
 
     Bytes are bytes of storages really held, metadata included. The full cache that they are compared
     with stores the same real tokens (no padding) at 16 bits. Prompts of a batch are compressed each on

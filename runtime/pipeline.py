@@ -59,14 +59,12 @@ class Pipeline:
         """Type of everything that is not quantised: the model's if it has 16 bits.
 
         A float32 cache is held in float16 (bfloat16 where it exceeds float16's range), since bytes are
-        measured against a 16-bit cache; only if nothing is to be compressed does it stay as it is.
+        measured against a 16-bit cache; at a budget of 1.0, which compresses nothing, it stays as it is.
         """
         keys, values = observation.keys, observation.values
         if keys.dtype != torch.float32:
             return keys.dtype
-        _, heads, tokens, dim = keys.shape
-        full = head_bits(self.config, tokens, dim, heads, self.layers) >= self.ladder(tokens, dim).full_cost
-        if full and self.config.budget_bytes is None:
+        if self.config.budget == 1.0:
             return torch.float32
         largest = max(float(keys.abs().amax()), float(values.abs().amax()))
         return torch.float16 if largest < torch.finfo(torch.float16).max else torch.bfloat16

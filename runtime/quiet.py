@@ -13,6 +13,8 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    # Threads of PyTorch that wait by spinning stall each other when other programs want the cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 

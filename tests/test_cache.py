@@ -21,7 +21,7 @@ from harness import (
     reachable_tensors,
     storage_bytes,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
@@ -172,16 +172,21 @@ BUDGETS = st.one_of(
     allocator=st.sampled_from(["waterfill", "eviction"]),
     scope=st.sampled_from(["head", "layer", "model"]),
     positions=st.booleans(),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32]),
 )
+@example(budget={"budget": None, "budget_tokens": 8}, lengths=[8], allocator="waterfill", scope="head", positions=True,
+         dtype=torch.float32)  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_budget_is_never_exceeded(
-    budget: dict[str, Any], lengths: list[int], allocator: str, scope: str, positions: bool
+    budget: dict[str, Any], lengths: list[int], allocator: str, scope: str, positions: bool, dtype: torch.dtype
 ) -> None:
     cache = new_cache(
         **budget, allocator=allocator, allocator_options={"scope": scope}, format_options={"positions": positions}
     )
-    prefill(cache, random_qkv(len(lengths), max(lengths), dtype=torch.bfloat16), padding(lengths))
-    full = [length * TOKEN_BYTES * LAYERS for length in lengths]
+    prefill(cache, random_qkv(len(lengths), max(lengths), dtype=dtype), padding(lengths))
+    # Nothing is compressed at 1.0, so a float32 cache stays one and is measured against one.
+    untouched = dtype == torch.float32 and budget.get("budget") == 1.0
+    full = [length * TOKEN_BYTES * LAYERS * (2 if untouched else 1) for length in lengths]
     if budget.get("budget_tokens"):
         allowed = sum(min(f, budget["budget_tokens"] * TOKEN_BYTES * LAYERS) for f in full)
     elif budget.get("budget_bytes"):

@@ -48,7 +48,7 @@ def _affine(low: Tensor, high: Tensor, bits: int, what: str) -> tuple[Tensor, Te
 def _require_finite(finite: Tensor, what: str) -> None:
     if not bool(finite.all()):
         raise PluginError(
-            f"format 'mixed-bit': {what} are not finite or exceed the range of float16 "
+            f"{what} are not finite or exceed the range of float16 "
             f"({naive.FLOAT16_MAX:.0f}), so that they have no scale; is the model's output finite?"
         )
 
