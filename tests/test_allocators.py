@@ -86,16 +86,17 @@ scopes = st.sampled_from(SCOPES)
 def distortion(problem: Problem, plan: BitPlan, scope: str, key_weight: float = 1.0) -> Tensor:
     """What a plan loses, as ``Waterfill`` says: one number a head for scope ``head``, else one a sequence."""
     ladder, over = problem.ladder, -1 if scope == "head" else (1, 2)
+    token, channel = problem.scores.token.double(), problem.scores.channel.double()
+    # Tokens that are all worth nothing are worth the same; such channels count for nothing.
+    token = token.where(token.sum(over, keepdim=True) > 0, 1.0)
     total = torch.zeros(())
-    for weight, scores, bits, levels, eps in (
-        (1.0, problem.scores.token, plan.value_bits, ladder.value_bits, ladder.value_distortion),
-        (key_weight, problem.scores.channel, plan.key_bits, ladder.key_bits, ladder.key_distortion),
+    for weight, worth, bits, levels, eps in (
+        (1.0, token, plan.value_bits, ladder.value_bits, ladder.value_distortion),
+        (key_weight, channel, plan.key_bits, ladder.key_bits, ladder.key_distortion),
     ):
-        worth = scores.double()
-        # Scores of 0 throughout stand for scores that are all the same; for channels they count for nothing.
-        whole = worth.sum(over, keepdim=True)
-        worth = torch.where(whole > 0, worth / whole, 1 / worth[0].numel() if scores.shape == plan.pinned.shape else 0)
-        total = total + weight * (worth * lookup(bits, levels, eps)).sum(over)
+        whole = worth.sum(over)
+        loss = (worth * lookup(bits, levels, eps)).sum(over)
+        total = total + weight * loss / whole.where(whole > 0, 1.0)
     return total
 
 
@@ -152,10 +153,20 @@ def test_more_budget_never_raises_the_distortion(
         lost = loses
 
 
-@pytest.mark.parametrize(("seed", "low", "high"), [(0, 0.10, 0.16), (1, 0.01, 0.05), (2, 0.5, 0.56), (3, 0.9, 1.01)])
+@pytest.mark.parametrize(
+    ("heads", "tokens", "seed", "low", "high"),
+    [
+        (3, 17, 0, 0.10, 0.16),
+        (3, 17, 1, 0.01, 0.05),
+        (3, 17, 2, 0.5, 0.56),
+        (3, 17, 3, 0.9, 1.01),
+        (2, 8, 286, 0.08, 0.16),  # one choice of key widths fits both heads, the other leaves one without a token
+        (4, 17, 92, 0.02, 0.06),
+    ],
+)
 @pytest.mark.parametrize("scope", ["head", "layer"])
-def test_many_close_budgets(seed: int, low: float, high: float, scope: str) -> None:
-    problem = random_problem(heads=3, tokens=17, dim=32, spread=4.0, seed=seed)
+def test_many_close_budgets(heads: int, tokens: int, seed: int, low: float, high: float, scope: str) -> None:
+    problem = random_problem(1, heads, tokens, spread=4.0, seed=seed)
     lost = None
     for share in torch.linspace(low, high, 60).tolist():
         loses = distortion(problem, problem.allocate(share, scope=scope), scope)
@@ -563,9 +574,12 @@ def test_one_token(name: str, scope: str, share: float, seed: int, weight: float
 
 
 @pytest.mark.parametrize("key_share", [0.1, 0.3, 0.5])
-def test_key_share_splits_the_bits(key_share: float) -> None:
+@pytest.mark.parametrize(("ladder", "share"), [(None, 0.1), ((2, 4, 8, 16), 0.4)])
+def test_key_share_splits_the_bits(key_share: float, ladder: tuple[int, ...] | None, share: float) -> None:
+    if ladder is not None and key_share < 0.25:
+        return  # 2 bits of every key are more
     problem = random_problem(1, 1, 2000, 64, group=1)
-    plan = problem.allocate(0.1, key_share=key_share, scope="head")
+    plan = problem.allocate(share, key_share=key_share, ladder=ladder, scope="head")
     kept = int(plan.kept.sum())
     keys = kept * int(plan.key_bits.long().sum()) / int(problem.ladder.cost(plan).sum())
     assert abs(keys - key_share) < 0.06
