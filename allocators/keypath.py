@@ -69,11 +69,12 @@ def key_path(channel: Tensor, ladder: Ladder) -> KeyPath:
     step_bits = size * (price[level] - price[level - 1])
     step_extra = size * (extra[level] - extra[level - 1])
     step_gain = weight.gather(-1, group) * (distortion[level - 1] - distortion[level])
-    start_loss = weight.sum(-1, keepdim=True) * distortion[0]
+    # Summed from the end, so that what little is left after many upgrades is not lost to rounding.
+    left = torch.cat([step_gain, first.double()], -1).flip(-1).cumsum(-1).flip(-1)
     return KeyPath(
         bits=torch.cat([first, step_bits], -1).cumsum(-1) + dim * price[0],
         overhead=torch.cat([first, step_extra], -1).cumsum(-1) + dim * extra[0],
-        loss=start_loss - torch.cat([first.double(), step_gain], -1).cumsum(-1),
+        loss=left + weight.sum(-1, keepdim=True) * distortion[-1],
         group=group,
         level=level,
         channel=order,

@@ -65,7 +65,8 @@ class _Table:
         ranked = problem.token.masked_fill(~problem.free, -1.0).sort(-1).values  # [P, h, T] ascending
         self.negated = -ranked.flip(-1).contiguous()  # ascending again: heaviest first
         zero = torch.zeros_like(ranked[..., :1])
-        self.mass = torch.cat([zero, (-self.negated).clamp(min=0).cumsum(-1)], -1)  # of the n heaviest
+        # Of all but the n heaviest, summed from the lightest: a difference from the total would be lost to rounding.
+        self.mass = torch.cat([zero, ranked.clamp(min=0).cumsum(-1)], -1).flip(-1).contiguous()
         self.free = problem.free.sum(-1)  # [P, h]
         value = torch.tensor(ladder.value_cost, device=device)
         kept = torch.tensor(ladder.value_bits, device=device) > 0
@@ -75,7 +76,8 @@ class _Table:
         self.keeps_all = ladder.value_bits[0] > 0
         # A head in use holds its heaviest token at the first level of the hull, worth it or not.
         self.least = ((self.bar == self.bar[..., :1]) & (self.free > 0)[..., None, None]).long().unsqueeze(2)
-        self.unused = key_weight * problem.channel.sum(-1)  # [P, h] loss of a head without coded tokens
+        # Loss of a head without coded tokens, [P, h].
+        self.unused = self.mass[..., 0] * self.distortion[0] + key_weight * problem.channel.sum(-1)
 
     def highest(self) -> Tensor:
         # No token is worth a bit to its value, nor all key channels of a head a single bit.
@@ -92,12 +94,12 @@ class _Table:
         counts = torch.minimum(counts, self.free.unsqueeze(-1)).reshape(bar.shape)
         if not self.keeps_all:
             counts = torch.maximum(counts, self.least)
-        gained = self.mass.gather(-1, counts.flatten(2)).reshape(bar.shape)
+        lost = self.mass.gather(-1, counts.flatten(2)).reshape(bar.shape)  # by tokens below each level
         rise = (self.cost[..., 1:] - self.cost[..., :-1]).unsqueeze(2)
         base = (self.cost[..., 0] * self.free.unsqueeze(-1)).unsqueeze(2)  # [P, h, 1, J]
         bits = base + (counts * rise).sum(-1) + self.path.overhead.unsqueeze(2)
-        loss = self.path.loss.unsqueeze(2) * self.key_weight
-        loss = loss - (gained * (self.distortion[:-1] - self.distortion[1:])).sum(-1)
+        loss = (lost * (self.distortion[:-1] - self.distortion[1:])).sum(-1)
+        loss = loss + self.mass[..., :1, None] * self.distortion[-1] + self.path.loss.unsqueeze(2) * self.key_weight
         value, point = (loss + water[:, None, :, None] * bits).min(-1)  # [P, h, L]
         used = (self.free > 0).unsqueeze(-1).expand(value.shape)
         if not self.keeps_all:
