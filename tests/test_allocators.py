@@ -12,10 +12,14 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rdkv.allocators import waterfill
 from rdkv.allocators.eviction import Eviction
+from rdkv.allocators.fill import fill
+from rdkv.allocators.keypath import key_path
 from rdkv.allocators.levels import hull, thresholds
 from rdkv.allocators.quantization import Quantization
 from rdkv.allocators.waterfill import Waterfill
+from rdkv.allocators.waterlevel import key_points
 from rdkv.plugins.rdkv.format import MixedBit, MixedBitOptions
 from rdkv.runtime.errors import BudgetError, ConfigError
 from rdkv.runtime.interfaces import Allocator
@@ -172,6 +176,90 @@ def test_many_close_budgets(heads: int, tokens: int, seed: int, low: float, high
         loses = distortion(problem, problem.allocate(share, scope=scope), scope)
         assert lost is None or bool((loses <= lost + 1e-9).all())
         lost = loses
+
+
+@pytest.mark.parametrize(
+    ("seed", "tokens", "spread", "share"), [(286, 8, 4.0, 0.13), (620, 20, 4.0, 0.06), (0, 8, 1.0, 0.3)]
+)
+def test_the_better_of_two_choices_of_key_widths(
+    seed: int, tokens: int, spread: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = random_problem(1, 2, tokens, spread=spread, seed=seed)
+    lost = float(distortion(problem, problem.allocate(share, scope="layer"), "layer"))
+    alone = []
+    for pick in (0, 1):
+        monkeypatch.setattr(waterfill, "key_points", lambda *given, pick=pick: key_points(*given)[pick : pick + 1])
+        alone.append(float(distortion(problem, problem.allocate(share, scope="layer"), "layer")))
+    assert lost == min(alone)
+
+
+def fill_slowly(weights: Tensor, cost: list[list[int]], eps: list[float], available: int) -> list[list[int]]:
+    """Levels of tokens ``[h][T]``: upgrades along the hull by gain per bit, all that fit, then those that still fit."""
+    heads, tokens = weights.shape
+    upgrades = []
+    for h in range(heads):
+        on_hull = [0, *(i + 1 for i, on in enumerate(hull(thresholds(torch.tensor(cost[h]), torch.tensor(eps)))) if on)]
+        for t, (low, high) in itertools.product(range(tokens), itertools.pairwise(on_hull)):
+            bits = cost[h][high] - cost[h][low]
+            upgrades.append((-float(weights[h, t]) * (eps[low] - eps[high]) / bits, h, t, low, high, bits))
+    level = [[0] * tokens for _ in range(heads)]
+    fits = True
+    for sweep in range(2):
+        for _, h, t, low, high, bits in sorted(upgrades):
+            if level[h][t] == low and (fits or sweep) and bits <= available:
+                level[h][t], available = high, available - bits
+            elif not sweep:
+                fits = False
+    return level
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    heads=st.integers(1, 3),
+    tokens=st.integers(1, 12),
+    key_bits=st.lists(st.sampled_from([0, 3, 32, 100, 512]), min_size=3, max_size=3),
+    share=st.floats(0, 1.1),
+    seed=st.integers(0, 2**31),
+)
+def test_fill_takes_what_fits_by_gain_per_bit(
+    heads: int, tokens: int, key_bits: list[int], share: float, seed: int
+) -> None:
+    ladder = MixedBit().ladder(32, tokens)
+    weights = torch.randn(2, heads, tokens, generator=torch.Generator().manual_seed(seed)).exp().double()
+    cost = [[c + (c > 0) * key_bits[h] for c in ladder.value_cost] for h in range(heads)]
+    available = [int(share * tokens * sum(c[-1] for c in cost)), tokens * 70]
+    level = fill(
+        weights,
+        torch.ones(weights.shape, dtype=torch.bool),
+        torch.tensor(cost).expand(2, -1, -1),
+        torch.tensor(ladder.value_distortion, dtype=torch.float64),
+        torch.tensor(available),
+    )
+    for p in range(2):
+        assert level[p].tolist() == fill_slowly(weights[p], cost, list(ladder.value_distortion), available[p])
+
+
+@quick
+@given(problem=problems())
+def test_key_path_rises_by_gain_per_bit(problem: Problem) -> None:
+    ladder, channel = problem.ladder, problem.scores.channel.double()
+    path = key_path(channel, ladder)
+    gain, bits = -path.loss.diff(dim=-1), path.bits.diff(dim=-1)
+    assert bool((bits > 0).all())
+    rate = gain / bits
+    assert bool((rate.diff(dim=-1) <= 1e-9 * rate[..., :-1] + 1e-15).all())
+    points = path.bits.shape[-1]
+    for point in (0, 1, points // 2, points - 1):
+        widths = path.widths(torch.full(channel.shape[:2], point), ladder.key_bits)
+        assert torch.equal(lookup(widths, ladder.key_bits, ladder.key_cost).sum(-1), path.bits[..., point])
+        assert torch.equal(lookup(widths, ladder.key_bits, ladder.key_overhead).sum(-1), path.overhead[..., point])
+        lost = (channel * lookup(widths, ladder.key_bits, ladder.key_distortion)).sum(-1)
+        torch.testing.assert_close(path.loss[..., point], lost)
+        ordered = widths.gather(-1, channel.argsort(dim=-1, descending=True, stable=True)).int()
+        assert bool((ordered.diff(dim=-1) <= 0).all())  # the more a channel weighs, the wider
+        for start in range(0, ladder.head_dim, ladder.channel_group):
+            part = ordered[..., start : start + ladder.channel_group]
+            assert bool((part == part[..., :1]).all())
 
 
 def every_plan(heads: int, tokens: int, ladder: Ladder) -> tuple[BitPlan, Tensor]:
