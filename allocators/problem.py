@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import torch
 from torch import Tensor
 
-from ..runtime.interfaces import PluginOptions
+from ..runtime.interfaces import PluginOptions, Scope
 from ..runtime.ladder import Ladder
 from ..runtime.plan import BitPlan, Budget, Scores
-
-Scope = Literal["head", "layer", "model"]
 
 
 class ScopeOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,12 +55,8 @@ class Problem:
 
 def uniform_plan(scores: Scores, bits: int) -> BitPlan:
     """Every token and channel at ``bits``, nothing pinned."""
-    token, channel = scores.token, scores.channel
-    return BitPlan(
-        torch.full(token.shape, bits, dtype=torch.uint8, device=token.device),
-        torch.full(channel.shape, bits, dtype=torch.uint8, device=token.device),
-        torch.zeros(token.shape, dtype=torch.bool, device=token.device),
-    )
+    batch, heads, tokens = scores.token.shape
+    return BitPlan.uniform((batch, heads, tokens, scores.channel.shape[-1]), bits, scores.token.device)
 
 
 def pose(scores: Scores, ladder: Ladder, budget: Budget, scope: Scope) -> Problem | BitPlan:

@@ -16,6 +16,7 @@ from .errors import RdkvError, UnsupportedModelError
 from .layer import CompressedLayer
 from .plan import BitPlan, Scores
 from .session import Session
+from .storage import storage_bytes
 from .support import check_supported, text_config
 
 
@@ -69,7 +70,11 @@ class CompressedCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of every storage that the cache holds now: packed prompt and tail."""
-        return _storage_bytes(self.tensors())
+        return storage_bytes(self.tensors())
+
+    def layer_nbytes(self, layer: int) -> int:
+        """The part of ``nbytes`` that one layer holds."""
+        return storage_bytes(self._compressed[layer].tensors())
 
     @property
     def full_nbytes(self) -> int:
@@ -111,18 +116,17 @@ class CompressedCache(Cache):
         entry = self._compressed[layer]
         if entry.keys is None:
             raise RdkvError("the cache holds no prompt yet; run the model with it first")
+        batch, heads, _, dim = entry.tail_shape
+        shape = (batch, heads, entry.prompt_tokens, dim)
         if not entry.segments:
-            return self._whole_plan(entry)
-        batch, heads, tokens, dim = entry.tail_shape[0], entry.tail_shape[1], entry.prompt_tokens, entry.tail_shape[3]
-        value_bits = torch.zeros(batch, heads, tokens, dtype=torch.uint8, device=entry.device)
-        key_bits = torch.zeros(batch, heads, dim, dtype=torch.uint8, device=entry.device)
-        pinned = torch.zeros(batch, heads, tokens, dtype=torch.bool, device=entry.device)
+            return BitPlan.uniform(shape, 16, entry.device)
+        plan = BitPlan.uniform(shape, 0, entry.device)
         for rows, segment in entry.segments:
             part = segment.plan()
-            start = tokens - part.value_bits.shape[-1]
-            value_bits[rows, :, start:], pinned[rows, :, start:] = part.value_bits, part.pinned
-            key_bits[rows] = part.key_bits
-        return BitPlan(value_bits, key_bits, pinned)
+            start = entry.prompt_tokens - part.value_bits.shape[-1]
+            plan.value_bits[rows, :, start:], plan.pinned[rows, :, start:] = part.value_bits, part.pinned
+            plan.key_bits[rows] = part.key_bits
+        return plan
 
     def scores(self, layer: int) -> list[Scores]:
         """Scores of a layer, one entry for every group of sequences of one length (``keep_scores``)."""
@@ -187,24 +191,12 @@ class CompressedCache(Cache):
         tokens = layer.get_seq_length() - layer.prompt_tokens
         return int(layer.batch_size * tokens * _token_bytes(layer))
 
-    def _whole_plan(self, layer: CompressedLayer) -> BitPlan:
-        batch, heads, _, dim = layer.tail_shape
-        bits = torch.full((batch, heads, layer.prompt_tokens), 16, dtype=torch.uint8, device=layer.device)
-        key_bits = torch.full((batch, heads, dim), 16, dtype=torch.uint8, device=layer.device)
-        return BitPlan(bits, key_bits, torch.zeros_like(bits, dtype=torch.bool))
-
 
 def _token_bytes(layer: CompressedLayer) -> int:
     """Bytes of one token in a full cache of the layer's storage type."""
     _, heads, _, dim = layer.tail_shape
     itemsize = layer.keys.dtype.itemsize if layer.keys is not None else 2
     return 2 * heads * dim * itemsize
-
-
-def _storage_bytes(tensors: Iterator[Tensor]) -> int:
-    """Bytes of the distinct storages behind ``tensors``."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:

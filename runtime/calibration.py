@@ -13,6 +13,7 @@ import msgspec
 from .errors import ConfigError
 from .home import home, write_file
 from .ladder import Distortion
+from .support import model_window
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,8 +144,8 @@ def calibrate(
     import torch
     from transformers import DynamicCache
 
-    window = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", tokens)
-    ids = loaded.tokenizer(text, add_special_tokens=True, verbose=False).input_ids[: min(tokens, window)]
+    longest = min(tokens, model_window(loaded.model.config) or tokens)
+    ids = loaded.tokenizer(text, add_special_tokens=True, verbose=False).input_ids[:longest]
     if len(ids) < skipped + 2:
         raise ConfigError(f"the text has {len(ids)} tokens; a calibration needs at least {skipped + 2}")
     cache = DynamicCache(config=loaded.model.config)
@@ -175,9 +176,10 @@ def measure(keys: Tensor, values: Tensor, cache_format: CacheFormat) -> Distorti
     """
     import torch
 
-    if keys.dtype == torch.float32:  # stored as a cache of this model is: float16, or what holds its range
-        largest = max(float(keys.abs().amax()), float(values.abs().amax()))
-        dtype = torch.float16 if largest < torch.finfo(torch.float16).max else torch.bfloat16
+    from .storage import half_dtype
+
+    if keys.dtype == torch.float32:  # stored as a cache of this model is
+        dtype = half_dtype(keys, values)
         keys, values = keys.to(dtype), values.to(dtype)
     ladder = cache_format.ladder(keys.shape[-1], keys.shape[2])
     # A segment may keep its tokens in any order; their positions travel in the half that is not measured.

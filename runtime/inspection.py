@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import torch
@@ -77,7 +76,7 @@ def inspect_prompt(loaded: LoadedModel, request: GenerationRequest, compression:
     plans = [cache.plan(layer) for layer in layers]
     full = cache.prompt_full_nbytes // len(plans)
     return Inspection(
-        rows=[layer_row(i, plan, _layer_bytes(cache.layers[i]), full) for i, plan in enumerate(plans)],
+        rows=[layer_row(i, plan, cache.layer_nbytes(i), full) for i, plan in enumerate(plans)],
         retention=cache.retention,
         prompt_tokens=len(prompt.text),
         heads=plans[0].value_bits.shape[1],
@@ -104,11 +103,6 @@ def layer_row(layer: int, plan: BitPlan, nbytes: int, full_nbytes: int) -> Layer
         bytes=nbytes,
         retention=nbytes / full_nbytes,
     )
-
-
-def _layer_bytes(layer: Any) -> int:
-    storages = [tensor.untyped_storage() for tensor in layer.tensors()]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _shares(bits: Tensor, total: int) -> dict[str, float]:

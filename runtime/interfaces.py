@@ -17,6 +17,7 @@ from torch import Tensor
 from .ladder import Distortion, Ladder
 from .observation import Observation
 from .plan import BitPlan, Budget, Scores
+from .storage import storage_bytes
 
 Scope = Literal["head", "layer", "model"]
 
@@ -95,8 +96,7 @@ class PackedSegment(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes really held: the storages of ``tensors()``, each counted once."""
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors()}
-        return sum(storages.values())
+        return storage_bytes(self.tensors())
 
 
 class CacheFormat(ABC):

@@ -17,6 +17,7 @@ from .ladder import Ladder
 from .observation import Observation
 from .plan import BitPlan, Budget, Scores
 from .registry import load_registry
+from .storage import half_dtype
 from .support import text_config
 
 
@@ -66,8 +67,7 @@ class Pipeline:
             return keys.dtype
         if self.config.budget == 1.0:
             return torch.float32
-        largest = max(float(keys.abs().amax()), float(values.abs().amax()))
-        return torch.float16 if largest < torch.finfo(torch.float16).max else torch.bfloat16
+        return half_dtype(keys, values)
 
     def ladder(self, tokens: int, head_dim: int) -> Ladder:
         """The format's ladder for a prompt of ``tokens`` tokens."""

@@ -3,8 +3,11 @@
 Symbols: ``B`` sequences of equal length, ``H`` KV heads, ``T`` prompt tokens, ``D`` head dimension.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -37,6 +40,14 @@ class BitPlan:
     value_bits: Tensor
     key_bits: Tensor
     pinned: Tensor
+
+    @classmethod
+    def uniform(cls, shape: tuple[int, int, int, int], bits: int, device: torch.device) -> BitPlan:
+        """Every token and channel of ``shape`` ``(B, H, T, D)`` at ``bits``, nothing pinned."""
+        batch, heads, tokens, dim = shape
+        value_bits = torch.full((batch, heads, tokens), bits, dtype=torch.uint8, device=device)
+        key_bits = torch.full((batch, heads, dim), bits, dtype=torch.uint8, device=device)
+        return cls(value_bits, key_bits, torch.zeros_like(value_bits, dtype=torch.bool))
 
     @property
     def kept(self) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError
+from .support import model_window
 
 SEPARATOR = "\n\n"  # between the text and the question
 
@@ -62,7 +63,7 @@ def check_window(prompt: Prompt, new_tokens: int, config: Any) -> None:
     Raises:
         ConfigError: with the numbers that do not fit.
     """
-    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    window = model_window(config)
     if window is None:
         return
     if prompt.tokens > window:

@@ -16,7 +16,7 @@ from .errors import UnsupportedModelError
 from .observation import Observation
 from .pipeline import Pending, Pipeline
 from .plan import Scores
-from .support import check_window, text_config
+from .support import check_window
 
 if TYPE_CHECKING:
     from .layer import CompressedLayer
@@ -44,11 +44,11 @@ class Session:
     """One cache's pipeline and what it has seen so far.
 
     Attributes:
-        groups_: groups of the prompt, once it is known.
-        prompt_tokens: real tokens of the prompt, over all sequences.
+        prompt_lengths: real tokens of each sequence's prompt, once it is known.
         seconds: time spent on scoring, allocating and packing.
         failed: whether an error cut the prompt's pass short, so that only some layers hold it.
         scores: scores of each layer and group, if they are kept.
+        waiting: layers that are scored and not packed yet.
     """
 
     model_config: Any
@@ -92,7 +92,7 @@ class Session:
             if self.keep_scores:
                 self.scores[layer.index] = [p.scores for p in pending]
             self.waiting.append(Waiting(layer, groups, pending))
-            last = layer.index == int(text_config(self.model_config).num_hidden_layers) - 1
+            last = layer.index == self.pipeline.layers - 1
             if last or not self.pipeline.whole_model:
                 waiting, self.waiting = self.waiting, []
                 self._finish(waiting)

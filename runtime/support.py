@@ -51,13 +51,19 @@ def check_supported(config: Any) -> None:
         raise UnsupportedModelError(f"model type {name!r} soft-caps its attention logits")
 
 
+def model_window(config: Any) -> int | None:
+    """Tokens that the model can attend over, or None where its configuration does not say."""
+    window: int | None = getattr(text_config(config), "max_position_embeddings", None)
+    return window
+
+
 def check_window(config: Any, tokens: int) -> None:
     """Raise if ``tokens`` are more than the model's window.
 
     Raises:
         UnsupportedModelError: naming both lengths.
     """
-    limit = getattr(text_config(config), "max_position_embeddings", None)
+    limit = model_window(config)
     if limit is not None and tokens > limit:
         raise UnsupportedModelError(f"{tokens} tokens are more than the model's window of {limit}; shorten the prompt")
 

@@ -98,17 +98,20 @@ def _pack_keys(
 
 
 def _pack_widths(key_bits: Tensor) -> Tensor:
-    index = torch.zeros(256, dtype=torch.uint8, device=key_bits.device)
-    index[list(WIDTHS)] = torch.arange(len(WIDTHS), dtype=torch.uint8, device=key_bits.device)
-    return naive.pack_bits(index[key_bits.long()], 4)
+    return naive.pack_bits(_index_in(WIDTHS, key_bits), 4)
+
+
+def _index_in(widths: tuple[int, ...], bits: Tensor) -> Tensor:
+    """Place of each width of ``bits`` in ``widths``, uint8."""
+    index = torch.zeros(256, dtype=torch.uint8, device=bits.device)
+    index[list(widths)] = torch.arange(len(widths), dtype=torch.uint8, device=bits.device)
+    return index[bits.long()]
 
 
 def _positions(bits: Tensor, pinned: Tensor) -> Positions:
-    index = torch.zeros(256, dtype=torch.uint8, device=bits.device)
-    index[list(VALUE_CLASSES)] = torch.arange(len(VALUE_CLASSES), dtype=torch.uint8, device=bits.device)
     kept = bits > 0
     return Positions(
         kept=naive.pack_bits(kept.to(torch.uint8), 1),
-        classes=naive.pack_bits(index[bits[kept].long()], 2),
+        classes=naive.pack_bits(_index_in(VALUE_CLASSES, bits[kept]), 2),
         pinned=pinned.nonzero()[:, 1].int(),
     )

@@ -29,7 +29,7 @@ class WholeSegment(PackedSegment):
 
     def plan(self) -> BitPlan:
         batch, heads, tokens, dim = self.keys.shape
-        return _uniform(batch, heads, tokens, dim, 16, self.keys.device)
+        return BitPlan.uniform((batch, heads, tokens, dim), 16, self.keys.device)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from (self.keys, self.values)
@@ -54,13 +54,7 @@ class EmptySegment(PackedSegment):
         return nothing, nothing, nothing[..., 0].bool()
 
     def plan(self) -> BitPlan:
-        return _uniform(self.batch, self.heads, self.tokens, self.dim, 0, self.device)
+        return BitPlan.uniform((self.batch, self.heads, self.tokens, self.dim), 0, self.device)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from ()
-
-
-def _uniform(batch: int, heads: int, tokens: int, dim: int, bits: int, device: torch.device) -> BitPlan:
-    value_bits = torch.full((batch, heads, tokens), bits, dtype=torch.uint8, device=device)
-    key_bits = torch.full((batch, heads, dim), bits, dtype=torch.uint8, device=device)
-    return BitPlan(value_bits, key_bits, torch.zeros_like(value_bits, dtype=torch.bool))
