@@ -38,6 +38,8 @@ class Ladder:
             of a layer keeps a token.
         full_cost: bits of one head when nothing is compressed.
         channel_group: channels share a width in groups of this many, in order of falling weight.
+        token_block: quantised tokens are stored in blocks of this many (see `padding`).
+        key_block: bits of a token's key are rounded up to a multiple of this.
     """
 
     head_dim: int
@@ -52,6 +54,8 @@ class Ladder:
     head_cost: int
     full_cost: int
     channel_group: int = 1
+    token_block: int = 1
+    key_block: int = 1
 
     def restrict(self, bits: tuple[int, ...]) -> Ladder:
         """The same ladder with only the widths in ``bits``, for values and keys alike.
@@ -89,9 +93,38 @@ class Ladder:
         if not bool(plan.kept.any()):
             return torch.zeros_like(coded)
         values = lookup(plan.value_bits, self.value_bits, self.value_cost).masked_fill(plan.pinned, 0).sum(-1)
-        keys = lookup(plan.key_bits, self.key_bits, self.key_cost).sum(-1) * coded
+        key = round_up(lookup(plan.key_bits, self.key_bits, self.key_cost).sum(-1), self.key_block)
         overhead = lookup(plan.key_bits, self.key_bits, self.key_overhead).sum(-1) * (coded > 0)
-        return values + keys + overhead + pinned * self.pinned_cost + self.head_cost
+        bits = plan.value_bits.masked_fill(plan.pinned, 0)
+        at_least = [((bits >= width) & (bits < 16)).sum(-1) for width in self.coded_bits]
+        padding = self.padding(torch.stack([*at_least, coded], -1), key)
+        return values + key * coded + padding + overhead + pinned * self.pinned_cost + self.head_cost
+
+    @property
+    def coded_bits(self) -> tuple[int, ...]:
+        """Value widths that pass through the quantiser, ascending."""
+        return tuple(b for b in self.value_bits if 0 < b < 16)
+
+    def padding(self, counts: Tensor, key: Tensor) -> Tensor:
+        """Bits that whole blocks take beyond the tokens in them, int64.
+
+        A quantised value is stored in layers of bits, one layer for each step of the ladder: the layer of
+        a width holds the tokens of this width and above (below 16) in whole blocks, and so do the keys.
+
+        Args:
+            counts: ``[..., C + 1]`` tokens whose quantised value has at least each width of ``coded_bits``,
+                then all tokens whose key is quantised.
+            key: ``[...]`` bits of a quantised key.
+        """
+        widths = torch.tensor((0, *self.coded_bits), device=counts.device)
+        layer = (widths.diff() * self.head_dim).expand(*counts.shape[:-1], -1)
+        free = round_up(counts, self.token_block) - counts  # empty places
+        return (free * torch.cat([layer, key.unsqueeze(-1)], -1)).sum(-1)
+
+
+def round_up(count: Tensor, block: int) -> Tensor:
+    """The least multiple of ``block`` that is at least ``count``."""
+    return torch.div(count + block - 1, block, rounding_mode="floor") * block
 
 
 def lookup(bits: Tensor, levels: tuple[int, ...], table: tuple[float, ...] | tuple[int, ...]) -> Tensor:
