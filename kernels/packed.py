@@ -1,0 +1,151 @@
+"""The packed form of one layer's keys and values: what the packers write and the decode kernels read.
+
+``R = batch * heads`` rows, each one KV head of one sequence; ``D`` channels. Tokens of a row are either pinned
+(16-bit key and value, exact) or coded: these have quantised keys and stand in slots ``0 .. n - 1`` by the width
+of their value in the order 8, 4, 2, 16, and by position within a width. Codes are stored as 2-bit planes, plane
+``k`` of weight ``4 ** k``; a 16-bit word holds 8 codes of a plane, word ``i`` bits ``2j, 2j + 1`` that of slot
+``8 * i + j``. Slots come in blocks of 16; codes of the unused ones are 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 16  # slots and key columns come in multiples of this
+# Columns of `Packed.counts`: coded tokens; those whose value is quantised to at least 2, 4, 8 bits; pinned tokens;
+# key columns; exponents of the largest key and value scale of a plane.
+TOKENS, CODED, CODED4, CODED8, PINNED, COLUMNS, KEY_EXPONENT, VALUE_EXPONENT = range(8)
+# Columns of `Packed.starts`.
+KEY_START, VALUE_START, COLUMN_START, VALUE_AFFINE_START, WHOLE_START, PINNED_START = range(6)
+
+HostCounts = tuple[tuple[int, ...], ...]
+
+
+class NotFiniteError(ValueError):
+    """Keys or values that no scale covers: not finite, or beyond the range of float16."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} are not finite or exceed the range of float16 (65504), so that they have no scale; "
+            "is the model's output finite?"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """One layer of ``batch`` sequences, packed. Rows follow one another in the flat tensors.
+
+    Attributes:
+        batch, heads, dim: sizes; ``R = batch * heads``, ``D = dim``.
+        host_counts: for each row its columns ``TOKENS`` to ``COLUMNS`` of ``counts``, on the host.
+        raw: for each row, how many of its pinned tokens are so only because all of the row's widths, of values
+            and of keys, are 16 (for such a row the quantiser would cost bytes and gain nothing).
+        key_codes: int16, row ``[2 * ceil(n / 16), C]`` words. Columns, each one plane of one channel, are in
+            order of plane, then channel; then zeros up to a multiple of 16 columns.
+        key_columns: int16, row ``[C]``: ``channel | plane << 8``, -1 for padding; ``C = 0`` if ``n = 0``.
+        key_affine: ``[R, D, 2]`` float16, scale and zero: ``key = zero + scale * code``. Channels of 0 bits:
+            scale 0, zero the mean over the coded tokens. Rows without coded tokens: zeros.
+        value_codes: int16, row: for each plane of ``m`` slots (``n2, n4, n8, n8``) ``[ceil(m / 16), D, 2]`` words.
+        value_affine: ``[sum n2, 2]`` float16, scale and zero of slots ``0 .. n2 - 1``.
+        whole_values: ``[sum (n - n2), D]`` storage type, values of slots ``n2 .. n - 1``.
+        pinned_keys, pinned_values: ``[sum p, D]`` storage type, in order of position.
+        counts: ``[R, 8]`` int32. The exponents keep products within float16: the least ``e`` such that no scale
+            times the weight of one of its planes exceeds ``2 ** e``, 0 where there is no scale but 0.
+        starts: ``[R, 6]`` int64, where a row starts: in elements of ``key_codes``, ``value_codes`` and
+            ``key_columns``, in rows of ``value_affine``, ``whole_values`` and ``pinned_*``.
+    """
+
+    batch: int
+    heads: int
+    dim: int
+    host_counts: HostCounts
+    raw: tuple[int, ...]
+    key_codes: Tensor
+    key_columns: Tensor
+    key_affine: Tensor
+    value_codes: Tensor
+    value_affine: Tensor
+    whole_values: Tensor
+    pinned_keys: Tensor
+    pinned_values: Tensor
+    counts: Tensor
+    starts: Tensor
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor held."""
+        yield from (self.key_codes, self.key_columns, self.key_affine, self.value_codes, self.value_affine)
+        yield from (self.whole_values, self.pinned_keys, self.pinned_values, self.counts, self.starts)
+
+    @property
+    def slots(self) -> int:
+        """Most tokens of any row, pinned ones included."""
+        return max((row[TOKENS] + row[PINNED] for row in self.host_counts), default=0)
+
+
+def blocks(slots: int) -> int:
+    """Blocks that hold this many slots."""
+    return -(-slots // BLOCK)
+
+
+def row_sizes(counts: Sequence[int], dim: int) -> tuple[int, ...]:
+    """What a row takes of each flat tensor, in the units and the order of `Packed.starts`."""
+    n, n2, n4, n8, pinned, columns = counts[:6]
+    planes = blocks(n2) + blocks(n4) + 2 * blocks(n8)
+    return 2 * blocks(n) * columns, 2 * dim * planes, columns, n2, n - n2, pinned
+
+
+def layout(counts: HostCounts, dim: int) -> tuple[list[list[int]], list[int]]:
+    """Where each row starts, ``R`` lists in the order of `Packed.starts`, and the sizes of the flat tensors."""
+    starts, at = [], [0] * 6
+    for row in counts:
+        starts.append(at)
+        at = [a + size for a, size in zip(at, row_sizes(row, dim), strict=True)]
+    return starts, at
+
+
+def join(parts: Sequence[Packed], order: Sequence[int]) -> Packed:
+    """Several of equal heads and dimension as one.
+
+    Args:
+        parts: one or more.
+        order: sequence ``i`` of the result is sequence ``order[i]`` of the parts one after the other.
+
+    Raises:
+        ValueError: parts of unlike shape or storage type, or an order that is no permutation.
+    """
+    heads, dim = parts[0].heads, parts[0].dim
+    kinds = {(p.heads, p.dim, p.pinned_keys.dtype) for p in parts}
+    if len(kinds) > 1:
+        raise ValueError(f"join: parts differ in (heads, dim, storage type): {sorted(map(str, kinds))}")
+    if sorted(order) != list(range(sum(p.batch for p in parts))):
+        raise ValueError(f"join: {list(order)} does not name each of the parts' sequences once")
+    rows = [sequence * heads + head for sequence in order for head in range(heads)]
+    at, shifted = [0] * 6, []
+    for part in parts:
+        shifted.append(part.starts + torch.tensor(at, device=part.starts.device))
+        flat = (part.key_codes, part.value_codes, part.key_columns, part.value_affine, part.whole_values)
+        at = [a + t.shape[0] for a, t in zip(at, (*flat, part.pinned_keys), strict=True)]
+    index = torch.tensor(rows, device=parts[0].counts.device)
+    host = [row for part in parts for row in part.host_counts]
+    raw = [count for part in parts for count in part.raw]
+    return Packed(
+        batch=len(order),
+        heads=heads,
+        dim=dim,
+        host_counts=tuple(host[r] for r in rows),
+        raw=tuple(raw[r] for r in rows),
+        key_codes=torch.cat([p.key_codes for p in parts]),
+        key_columns=torch.cat([p.key_columns for p in parts]),
+        key_affine=torch.cat([p.key_affine for p in parts])[index],
+        value_codes=torch.cat([p.value_codes for p in parts]),
+        value_affine=torch.cat([p.value_affine for p in parts]),
+        whole_values=torch.cat([p.whole_values for p in parts]),
+        pinned_keys=torch.cat([p.pinned_keys for p in parts]),
+        pinned_values=torch.cat([p.pinned_values for p in parts]),
+        counts=torch.cat([p.counts for p in parts])[index],
+        starts=torch.cat(shifted)[index],
+    )
