@@ -40,7 +40,7 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     return codes.flatten(-2)[..., :count]
 
 
-def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def affine_parameters(low: Tensor, high: Tensor, bits: int | Tensor) -> tuple[Tensor, Tensor]:
     """Scale and zero point, float16, of an asymmetric uniform quantiser that covers ``[low, high]``.
 
     Both are rounded outwards, so that every value of the range lies within half a step of a level
@@ -48,13 +48,19 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Ten
 
     Args:
         low, high: any shape, float32.
-        bits: width of the codes.
+        bits: width of the codes, 1 to 16; one for all or broadcast against ``low``.
     """
     low, high = low.float(), high.float()
     zero = _half_below(low)
     # A tensor as divisor: CUDA turns division by a Python number into a product, with another rounding.
-    steps = torch.full_like(low, 2**bits - 1)
+    steps = _largest_code(bits, low.device)
     return -_half_below(-(high - zero.float()) / steps), zero
+
+
+def _largest_code(bits: int | Tensor, device: torch.device) -> Tensor:
+    if isinstance(bits, int):
+        return torch.full((), 2**bits - 1, dtype=torch.float32, device=device)
+    return ((1 << bits.int()) - 1).float()
 
 
 def _half_below(x: Tensor) -> Tensor:
@@ -66,16 +72,16 @@ def _half_below(x: Tensor) -> Tensor:
     return torch.where(half.float() > x, below.view(torch.float16), half)
 
 
-def quantize(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """Codes ``round((x - zero) / scale)`` clamped to the width, uint8; a scale of 0 gives code 0.
+def quantize(x: Tensor, scale: Tensor, zero: Tensor, bits: int | Tensor) -> Tensor:
+    """Codes ``round((x - zero) / scale)`` clamped to the width, int32; a scale of 0 gives code 0.
 
     Args:
         x: any shape.
-        scale, zero: broadcast against ``x``.
+        scale, zero, bits: broadcast against ``x``.
     """
     scale = scale.float()
     steps = (x.float() - zero.float()) / torch.where(scale > 0, scale, 1.0)
-    return steps.round_().clamp_(0, 2**bits - 1).to(torch.uint8)
+    return torch.minimum(steps.round_().clamp_(min=0), _largest_code(bits, x.device)).int()
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -1,0 +1,185 @@
+"""Packing and unpacking in plain PyTorch, one row at a time: the meaning of `Packed` and of its Triton kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from . import naive
+from .packed import (
+    BLOCK,
+    CODED,
+    COLUMN_START,
+    COLUMNS,
+    KEY_START,
+    PINNED,
+    PINNED_START,
+    TOKENS,
+    VALUE_AFFINE_START,
+    VALUE_START,
+    WHOLE_START,
+    NotFiniteError,
+    Packed,
+    blocks,
+    join,
+)
+
+VALUE_ORDER = (8, 4, 2, 16)  # widths of values in order of slots
+PLANES = (2, 4, 8, 8, 16, 16, 16, 16)  # the least width that has each plane
+VALUE_PLANES = 4  # values of 16 bits are stored as they are
+
+
+def pack(keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Packed:
+    """Pack tokens at their widths: 0, 2, 4, 8 or 16 bits.
+
+    Args:
+        keys, values: ``[B, H, T, D]`` floats; their type is the storage type of what is not quantised.
+        value_bits: ``[B, H, T]`` uint8; 0 drops a token, unless it is pinned.
+        key_bits: ``[B, H, D]`` uint8; 0 keeps a channel's mean alone.
+        pinned: ``[B, H, T]`` bool.
+
+    Raises:
+        NotFiniteError: what is to be quantised is not finite, or exceeds float16.
+    """
+    batch, heads, tokens, dim = keys.shape
+    keys, values = keys.reshape(-1, tokens, dim), values.reshape(-1, tokens, dim)
+    plan = (value_bits.reshape(-1, tokens), key_bits.reshape(-1, dim), pinned.reshape(-1, tokens))
+    rows = [_pack_row(*row) for row in zip(keys, values, *plan, strict=True)]
+    return dataclasses.replace(join(rows, range(len(rows))), batch=batch, heads=heads)
+
+
+def _pack_row(keys: Tensor, values: Tensor, bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Packed:
+    """One row: ``[T, D]``, ``[T, D]``, ``[T]``, ``[D]``, ``[T]``."""
+    coded = (bits > 0) & ~pinned
+    raw = bool((key_bits == 16).all() & (bits[coded] == 16).all())
+    apart = pinned | coded if raw else pinned
+    slots = torch.cat([((bits == width) & ~apart).nonzero()[:, 0] for width in VALUE_ORDER])  # [n]
+    counts = [len(slots), *(int(((bits >= width) & (bits < 16) & ~apart).sum()) for width in (2, 4, 8))]
+    quantised = slots[: counts[CODED]]
+    key_codes, columns, key_affine, key_peak = _pack_keys(keys[slots].float(), key_bits)
+    value_codes, value_affine, value_peak = _pack_values(values[quantised].float(), bits[quantised])
+    counts += [int(apart.sum()), len(columns)]
+    return Packed(
+        batch=1,
+        heads=1,
+        dim=keys.shape[1],
+        host_counts=(tuple(counts),),
+        raw=(int((coded & apart).sum()),),
+        key_codes=key_codes,
+        key_columns=columns,
+        key_affine=key_affine.unsqueeze(0),
+        value_codes=value_codes,
+        value_affine=value_affine,
+        whole_values=values[slots[counts[CODED] :]],
+        pinned_keys=keys[apart],
+        pinned_values=values[apart],
+        counts=torch.tensor([[*counts, exponent(key_peak), exponent(value_peak)]], dtype=torch.int32).to(keys.device),
+        starts=torch.zeros(1, 6, dtype=torch.int64, device=keys.device),
+    )
+
+
+def _pack_keys(keys: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Words, columns and affine of keys ``[n, D]`` with channels of ``width`` ``[D]``, and the largest scale."""
+    if keys.shape[0] == 0:
+        nothing = torch.zeros(0, dtype=torch.int16, device=keys.device)
+        return nothing, nothing, torch.zeros(len(width), 2, dtype=torch.float16, device=keys.device), 0.0
+    scale, zero = naive.affine_parameters(keys.amin(0), keys.amax(0), width.clamp(min=1))
+    mean = keys.double().mean(0).float().half()
+    scale, zero = torch.where(width > 0, scale, 0.0), torch.where(width > 0, zero, mean)
+    affine = _finite(torch.stack([scale, zero], 1), "keys")
+    codes = naive.quantize(keys, scale, zero, width)
+    words, columns = [], []
+    for plane, least in enumerate(PLANES):
+        channels = (width >= least).nonzero()[:, 0]
+        words.append(_to_words(codes[:, channels], plane))
+        columns.append(channels | plane << 8)
+    padding = -sum(map(len, columns)) % BLOCK
+    key_codes = torch.nn.functional.pad(torch.cat(words, 1), (0, padding))  # [2 * blocks(n), C]
+    key_columns = torch.nn.functional.pad(torch.cat(columns), (0, padding), value=-1)
+    peak = scale.float() * 4.0 ** (width.float() / 2 - 1).clamp(min=0)
+    return key_codes.flatten(), key_columns.short(), affine, float(peak.max())
+
+
+def _pack_values(values: Tensor, width: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Words and affine of values ``[n2, D]`` of ``width`` ``[n2]``, falling, and the largest scale."""
+    bits = width.unsqueeze(1)  # [n2, 1]
+    scale, zero = naive.affine_parameters(values.amin(1, keepdim=True), values.amax(1, keepdim=True), bits)
+    affine = _finite(torch.cat([scale, zero], 1), "values")
+    codes = naive.quantize(values, scale, zero, bits)
+    planes = []
+    for plane, least in enumerate(PLANES[:VALUE_PLANES]):
+        words = _to_words(codes[: int((width >= least).sum())], plane)
+        planes.append(words.unflatten(0, (-1, 2)).transpose(1, 2).flatten())  # [blocks, D, 2]
+    peak = scale.float() * 4.0 ** (bits.float() / 2 - 1)
+    return torch.cat(planes), affine, float(peak.max()) if len(width) else 0.0
+
+
+def _finite(affine: Tensor, what: str) -> Tensor:
+    if not bool(affine.isfinite().all()):
+        raise NotFiniteError(what)
+    return affine
+
+
+def exponent(peak: float) -> int:
+    """The least ``e`` with ``peak <= 2 ** e``; 0 for 0."""
+    mantissa, power = math.frexp(peak)  # mantissa in [0.5, 1), or 0
+    return power - 1 if mantissa == 0.5 else power
+
+
+def _to_words(codes: Tensor, plane: int) -> Tensor:
+    """Words of one plane, ``[2 * blocks(m), X]`` int16, of codes ``[m, X]`` int32."""
+    count, columns = codes.shape
+    bits = torch.nn.functional.pad(codes >> 2 * plane & 3, (0, 0, 0, -count % BLOCK))
+    shifts = torch.arange(0, 16, 2, dtype=torch.int32, device=codes.device)
+    return (bits.reshape(2 * blocks(count), 8, columns) << shifts[:, None]).sum(1, dtype=torch.int32).short()
+
+
+def _from_words(words: Tensor) -> Tensor:
+    """2-bit codes of words ``[W, X]`` int16, ``[8 * W, X]`` int32."""
+    shifts = torch.arange(0, 16, 2, dtype=torch.int32, device=words.device)
+    return (words.int().unsqueeze(1) >> shifts[:, None] & 3).flatten(0, 1)
+
+
+def unpack(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values ``[R, N, D]`` float32 and which slots hold a token, ``[R, N]`` bool.
+
+    Pinned tokens come first, then the coded ones; ``N`` is the most of any row. Slots beyond are 0.
+    """
+    rows, device = packed.batch * packed.heads, packed.counts.device
+    keys, values = torch.zeros(2, rows, packed.slots, packed.dim, device=device)
+    for row, (counts, starts) in enumerate(zip(packed.host_counts, packed.starts.tolist(), strict=True)):
+        tokens, pinned = counts[TOKENS], slice(starts[PINNED_START], starts[PINNED_START] + counts[PINNED])
+        coded = slice(counts[PINNED], counts[PINNED] + tokens)
+        keys[row, : counts[PINNED]] = packed.pinned_keys[pinned].float()
+        values[row, : counts[PINNED]] = packed.pinned_values[pinned].float()
+        keys[row, coded] = naive.dequantize(_key_codes(packed, counts, starts), *packed.key_affine[row].unbind(1))
+        affine = packed.value_affine[starts[VALUE_AFFINE_START] :][: counts[CODED]].unsqueeze(2)
+        quantised = naive.dequantize(_value_codes(packed, counts, starts), *affine.unbind(1))
+        whole = packed.whole_values[starts[WHOLE_START] :][: tokens - counts[CODED]].float()
+        values[row, coded] = torch.cat([quantised, whole])
+    held = torch.tensor([c[TOKENS] + c[PINNED] for c in packed.host_counts], device=device)[:, None]
+    return keys, values, torch.arange(packed.slots, device=device) < held
+
+
+def _key_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> Tensor:
+    """Key codes of one row's coded tokens, ``[n, D]`` int32."""
+    words, width = 2 * blocks(counts[TOKENS]), counts[COLUMNS]
+    bits = _from_words(packed.key_codes[starts[KEY_START] :][: words * width].reshape(words, width))
+    column = packed.key_columns[starts[COLUMN_START] :][:width].int()
+    column, bits = column[column >= 0], bits[: counts[TOKENS], column >= 0]
+    codes = torch.zeros(counts[TOKENS], packed.dim, dtype=torch.int32, device=bits.device)
+    return codes.index_add_(1, column & 255, bits << 2 * (column >> 8))
+
+
+def _value_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> Tensor:
+    """Codes of one row's quantised values, ``[n2, D]`` int32."""
+    at, dim = starts[VALUE_START], packed.dim
+    codes = torch.zeros(counts[CODED], dim, dtype=torch.int32, device=packed.value_codes.device)
+    for plane, slots in enumerate((*counts[CODED : CODED + 3], counts[CODED + 2])):
+        words = packed.value_codes[at:][: 2 * blocks(slots) * dim].reshape(-1, dim, 2).transpose(1, 2)
+        codes[:slots] += _from_words(words.reshape(-1, dim))[:slots] << 2 * plane
+        at += words.numel()
+    return codes
