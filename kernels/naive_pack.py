@@ -112,7 +112,7 @@ def _pack_values(values: Tensor, width: Tensor) -> tuple[Tensor, Tensor, float]:
     planes = []
     for plane, least in enumerate(PLANES[:VALUE_PLANES]):
         words = _to_words(codes[: int((width >= least).sum())], plane)
-        planes.append(words.unflatten(0, (-1, 2)).transpose(1, 2).flatten())  # [blocks, D, 2]
+        planes.append(words.reshape(-1, 2, values.shape[1]).transpose(1, 2).flatten())  # [blocks, D, 2]
     peak = scale.float() * 4.0 ** (bits.float() / 2 - 1)
     return torch.cat(planes), affine, float(peak.max()) if len(width) else 0.0
 
@@ -141,6 +141,19 @@ def _from_words(words: Tensor) -> Tensor:
     """2-bit codes of words ``[W, X]`` int16, ``[8 * W, X]`` int32."""
     shifts = torch.arange(0, 16, 2, dtype=torch.int32, device=words.device)
     return (words.int().unsqueeze(1) >> shifts[:, None] & 3).flatten(0, 1)
+
+
+def key_widths(packed: Packed) -> Tensor:
+    """Width of each key channel, ``[R, D]`` uint8; rows that hold no token, or pinned ones alone: 0."""
+    device = packed.key_columns.device
+    widths = torch.zeros(packed.batch * packed.heads, packed.dim, dtype=torch.uint8, device=device)
+    for row, (counts, starts) in enumerate(zip(packed.host_counts, packed.starts.tolist(), strict=True)):
+        column = packed.key_columns[starts[COLUMN_START] :][: counts[COLUMNS]].int()
+        column = column[column >= 0] & 255
+        widths[row].index_add_(0, column, torch.full_like(column, 2, dtype=torch.uint8))
+        if counts[TOKENS] == 0 and packed.raw[row]:
+            widths[row] = 16
+    return widths
 
 
 def unpack(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:

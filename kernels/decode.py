@@ -1,0 +1,114 @@
+"""Decode attention over a packed prompt and a 16-bit tail, in two launches: every zone's items, then their merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import naive
+from .decode_kernels import attend_kernel, merge_kernel
+from .decode_plan import DecodePlan, Tile, make_plan, processors
+from .packed import Packed
+
+MOST_QUERIES = 16  # rows of queries (group times new tokens) of one launch
+TOKENS_OF_TAIL = 64  # tail tokens of a step
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The 16-bit tokens after a prompt, in buffers that a captured graph may grow into.
+
+    Attributes:
+        keys, values: ``[B, H, capacity, D]`` float16 or bfloat16, the last dimension contiguous.
+        lengths: ``[B]`` int32, on the same device: tokens of each sequence.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+
+
+def plan(packed: Packed, tail_capacity: int = 0, tile: Tile | None = None, waves: int = 12) -> DecodePlan:
+    """Work items for a prompt, for `attend`; made once after packing, and again when a tail's buffer is exchanged."""
+    tile = tile or Tile(words=64, columns=32, warps=4)
+    return make_plan(packed, tail_capacity, tile, programs=waves * processors(packed.counts.device))
+
+
+def attend(
+    query: Tensor, packed: Packed, plan: DecodePlan, scale: float, tail: Tail | None = None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of ``query`` over the packed prompt and the tail; never waits for the device.
+
+    Args:
+        query: ``[B, H_q, Q, D]``; query head ``h * G + g`` reads KV head ``h``. Every query sees all of the prompt
+            and of the tail, so with a tail ``Q`` is 1.
+        packed: the prompt, ``B * H`` rows.
+        plan: its `plan`, of at least the tail's capacity.
+        scale: factor of the logits.
+        tail: tokens after the prompt.
+        dtype: type of the output, float32 by default.
+
+    Returns:
+        Output ``[B, H_q, Q, D]`` and log-sum-exp to base 2 ``[B, H_q, Q]`` float32, minus infinity (and output 0)
+        where there is no token.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    batch, q_heads, length, dim = query.shape
+    _check(query, packed, plan, tail)
+    group = q_heads // packed.heads
+    query = query if query.stride(-1) == 1 else query.contiguous()
+    out = torch.empty(query.shape, dtype=dtype or torch.float32, device=query.device)
+    lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+    step = max(1, MOST_QUERIES // group)
+    for first in range(0, length, step):
+        part = slice(first, first + step)
+        _launch(query[:, :, part], packed, plan, scale, tail, out[:, :, part], lse[:, :, part])
+    return out, lse
+
+
+def _check(query: Tensor, packed: Packed, plan: DecodePlan, tail: Tail | None) -> None:
+    batch, q_heads, length, dim = query.shape
+    if batch != packed.batch or dim != packed.dim or q_heads % packed.heads:
+        raise ValueError(
+            f"query [B, H_q, Q, D] = {list(query.shape)} does not fit {packed.batch} sequences of "
+            f"{packed.heads} KV heads of {packed.dim} channels"
+        )
+    if tail is None:
+        return
+    if length != 1:
+        raise ValueError(f"{length} queries at once would not all see the same tail; attend to it apart")
+    if tail.keys.shape[2] > plan.tail_capacity:
+        raise ValueError(f"the plan covers a tail of {plan.tail_capacity} tokens, not {tail.keys.shape[2]}")
+
+
+def _launch(
+    query: Tensor, packed: Packed, plan: DecodePlan, scale: float, tail: Tail | None, out: Tensor, lse: Tensor
+) -> None:
+    batch, q_heads, length, dim = query.shape
+    group = q_heads // packed.heads
+    rows, items = batch * packed.heads, plan.items.shape[0]
+    padded = max(16, 1 << (dim - 1).bit_length())
+    parts = torch.empty(items, group * length, dim, dtype=torch.float32, device=query.device)
+    part_lses = torch.empty(items, group * length, dtype=torch.float32, device=query.device)
+    keys, values = (packed.pinned_keys, packed.pinned_values) if tail is None else (tail.keys, tail.values)
+    strides = (0, 0, 0) if tail is None else keys.stride()[:3]
+    if items:
+        attend_kernel[(items,)](
+            query, *query.stride()[:3],
+            packed.key_codes, packed.key_columns, packed.key_affine.view(torch.int32),
+            packed.value_codes, packed.value_affine.view(torch.int32), packed.whole_values,
+            packed.pinned_keys, packed.pinned_values, packed.counts, packed.starts,
+            keys, values, *strides, packed.counts if tail is None else tail.lengths,
+            plan.items, parts, part_lses, scale * naive.LOG2_E,
+            H=packed.heads, G=group, Q=length, N=max(8, 1 << (group * length - 1).bit_length()), D=dim, DP=padded,
+            W=plan.tile.words, KC=plan.tile.columns, BT=TOKENS_OF_TAIL,
+            num_warps=plan.tile.warps, num_stages=plan.tile.stages, maxnreg=plan.tile.registers,
+        )  # fmt: skip
+    merge_kernel[(rows, group * length)](
+        parts, part_lses, plan.first_item, out, lse, *out.stride()[:3], *lse.stride()[:3],
+        H=packed.heads, G=group, Q=length, D=dim, DP=padded, BI=16, num_warps=4,
+    )  # fmt: skip

@@ -1,0 +1,177 @@
+"""Kernels of `window`: a pass for log-sum-exps, a pass for moments, and the spread of the keys.
+
+    lse_r = log sum_t 2^x_rt,   x_rt = scale * log2(e) * q_r k_t   for t up to the query's own position
+    m_t   = max_r or sum_r of a_rt, or sum_r of a_rt^2,   a_rt = 2^(x_rt - lse_r)
+
+``r`` runs over the ``G * W`` window queries of a KV head, in blocks that tensor cores like. Logits are
+computed twice and stored never.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_SIZES = ["scale", "tokens", "chunk", "rows", "width", "heads", "splits", "blocks"]  # no kernel of its own for each
+
+
+@triton.jit
+def _load_keys(keys, start, tokens, stride, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
+    """Keys of ``BT`` tokens, ``[BT, BD]``; zeros beyond the prompt and the head dimension."""
+    t, d = tl.arange(0, BT), tl.arange(0, BD)
+    at = keys + start.to(tl.int64) * stride + t[:, None] * stride + d[None, :]
+    return tl.load(at, mask=(start + t < tokens)[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _load_queries(queries, row, rows, width, stride_h, stride_t, D: tl.constexpr, BD: tl.constexpr):
+    """Query rows ``g * W + w`` of a KV head, ``[BR, BD]``; zeros beyond the last."""
+    d = tl.arange(0, BD)
+    at = (row // width).to(tl.int64) * stride_h + (row % width) * stride_t
+    return tl.load(queries + at[:, None] + d[None, :], mask=(row < rows)[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def lse_kernel(
+    queries, keys, partial, scale, tokens, chunk, rows, width, heads, splits,
+    q_stride_b, q_stride_kv, q_stride_h, q_stride_t, k_stride_b, k_stride_h, k_stride_t,
+    D: tl.constexpr, BR: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exp to base 2 of a block of queries over a chunk of tokens, into ``partial [B * H, R, splits]``."""
+    row = tl.program_id(0) * BR + tl.arange(0, BR)
+    head, split = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    keys += (head // heads) * k_stride_b + (head % heads) * k_stride_h
+    queries += (head // heads) * q_stride_b + (head % heads) * q_stride_kv
+    q = _load_queries(queries, row, rows, width, q_stride_h, q_stride_t, D, BD)  # [BR, BD]
+    last = tokens - width + row % width  # the token that a query sits on
+    top = tl.full([BR], float("-inf"), tl.float32)
+    total = tl.zeros([BR], tl.float32)
+    first = split * chunk
+    for start in tl.range(first, tl.minimum(first + chunk, tokens), BT, num_stages=STAGES):
+        k = _load_keys(keys, start, tokens, k_stride_t, D, BT, BD)
+        x = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BR, BT]
+        x = tl.where((start + tl.arange(0, BT))[None, :] <= last[:, None], x, float("-inf"))
+        new = tl.maximum(top, tl.max(x, 1))
+        safe = tl.where(new == float("-inf"), 0.0, new)  # nothing seen yet: keep the differences from NaN
+        total = total * tl.exp2(top - safe) + tl.sum(tl.exp2(x - safe[:, None]), 1)
+        top = new
+    tl.store(partial + (head * rows + row) * splits + split, top + tl.log2(total), mask=row < rows)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def merge_lse_kernel(partial, lse, rows, splits, BR: tl.constexpr, BS: tl.constexpr):
+    """Log-sum-exp over the chunks, ``lse [B * H * R]`` from ``partial [B * H * R, splits]``."""
+    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    top = tl.full([BR], float("-inf"), tl.float32)
+    total = tl.zeros([BR], tl.float32)
+    for start in range(0, splits, BS):
+        split = start + tl.arange(0, BS)
+        inside = (row < rows)[:, None] & (split < splits)[None, :]
+        x = tl.load(partial + row[:, None] * splits + split[None, :], mask=inside, other=float("-inf"))
+        new = tl.maximum(top, tl.max(x, 1))
+        safe = tl.where(new == float("-inf"), 0.0, new)
+        total = total * tl.exp2(top - safe) + tl.sum(tl.exp2(x - safe[:, None]), 1)
+        top = new
+    tl.store(lse + row, top + tl.log2(total), mask=row < rows)
+
+
+@triton.jit
+def _moment(k, q, lse, last, t, scale, MOMENT: tl.constexpr):
+    """The moment over one block of queries, ``[BT]``, and NaN in ``max`` too if a query attends to NaN."""
+    x = tl.dot(k, tl.trans(q), input_precision="ieee") * scale  # [BT, BR]
+    a = tl.where(t[:, None] <= last[None, :], tl.exp2(x - lse[None, :]), 0.0)
+    if MOMENT == "max":
+        return tl.max(a, 1) + tl.sum(0.0 * lse, 0)
+    if MOMENT == "square":
+        return tl.sum(a * a, 1)
+    return tl.sum(a, 1)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def moment_kernel(
+    queries, keys, lse, out, scale, tokens, chunk, rows, width, heads, blocks,
+    q_stride_b, q_stride_kv, q_stride_h, q_stride_t, k_stride_b, k_stride_h, k_stride_t,
+    D: tl.constexpr, BR: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    MOMENT: tl.constexpr, ONE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """A moment of the attention of all queries to a chunk of tokens, into ``out [B * H, T]``; ``ONE`` block or more."""
+    head, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * chunk
+    keys += (head // heads) * k_stride_b + (head % heads) * k_stride_h
+    queries += (head // heads) * q_stride_b + (head % heads) * q_stride_kv
+    row = tl.arange(0, BR)
+    far = 1e30  # log-sum-exp of rows that are none: their attention is 0
+    q = _load_queries(queries, row, rows, width, q_stride_h, q_stride_t, D, BD)  # [BR, BD]
+    z = tl.load(lse + head * rows + row, mask=row < rows, other=far)
+    for start in tl.range(first, tl.minimum(first + chunk, tokens), BT, num_stages=STAGES):
+        t = start + tl.arange(0, BT)
+        k = _load_keys(keys, start, tokens, k_stride_t, D, BT, BD)
+        acc = _moment(k, q, z, tokens - width + row % width, t, scale, MOMENT)
+        if not ONE:
+            for block in range(1, blocks):
+                r = block * BR + row
+                q_next = _load_queries(queries, r, rows, width, q_stride_h, q_stride_t, D, BD)
+                z_next = tl.load(lse + head * rows + r, mask=r < rows, other=far)
+                more = _moment(k, q_next, z_next, tokens - width + r % width, t, scale, MOMENT)
+                if MOMENT == "max":
+                    acc = tl.maximum(acc, more, propagate_nan=tl.PropagateNan.ALL)
+                else:
+                    acc += more
+        tl.store(out + head * tokens + t, acc, mask=t < tokens)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def spread_kernel(
+    keys, partial, tokens, chunk, heads, splits, k_stride_b, k_stride_h, k_stride_t,
+    D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Mean and sum of squared deviations of a chunk of keys, into ``partial [B * H, splits, 2, D]``.
+
+    Every lane of the tile keeps its own running mean (Welford), so that a large common offset cancels nothing.
+    """
+    head, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    keys += (head // heads) * k_stride_b + (head % heads) * k_stride_h
+    t, d = tl.arange(0, BT), tl.arange(0, BD)
+    mean = tl.zeros([BT, BD], tl.float32)
+    square = tl.zeros([BT, BD], tl.float32)
+    first = split * chunk
+    last = tl.minimum(first + chunk, tokens)
+    seen = 0.0
+    for start in tl.range(first, last, BT, num_stages=3):
+        seen += 1.0
+        x = _load_keys(keys, start, tokens, k_stride_t, D, BT, BD).to(tl.float32)
+        delta = tl.where((start + t < last)[:, None], x - mean, 0.0)
+        mean += delta * (1.0 / seen)
+        square += tl.where((start + t < last)[:, None], delta * (x - mean), 0.0)
+    count = tl.maximum((last - first - t + BT - 1) // BT, 0).to(tl.float32)[:, None]  # tokens of each lane
+    middle = tl.sum(mean * count, 0) / (last - first)
+    deviation = mean - middle[None, :]
+    out = partial + (head * splits + split) * 2 * D + d
+    tl.store(out, middle, mask=d < D)
+    tl.store(out + D, tl.sum(square + count * deviation * deviation, 0), mask=d < D)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def merge_spread_kernel(
+    partial, out, tokens, chunk, heads, splits, D: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr
+):
+    """Mean and variance over all chunks, into ``out [2, B * H, D]``; ``heads`` is ``B * H``."""
+    head = tl.program_id(0).to(tl.int64)
+    s, d = tl.arange(0, BS), tl.program_id(1) * BD + tl.arange(0, BD)
+    partial += head * splits * 2 * D
+    total = tl.zeros([BS, BD], tl.float32)
+    for start in range(0, splits, BS):
+        count = tl.maximum(tl.minimum(tokens - (start + s) * chunk, chunk), 0).to(tl.float32)[:, None]
+        at = partial + (start + s)[:, None] * 2 * D + d[None, :]
+        total += count * tl.load(at, mask=(start + s < splits)[:, None] & (d < D)[None, :], other=0.0)
+    mean = tl.sum(total, 0) / tokens
+    total = tl.zeros([BS, BD], tl.float32)
+    for start in range(0, splits, BS):
+        count = tl.maximum(tl.minimum(tokens - (start + s) * chunk, chunk), 0).to(tl.float32)[:, None]
+        at = partial + (start + s)[:, None] * 2 * D + d[None, :]
+        inside = (start + s < splits)[:, None] & (d < D)[None, :]
+        deviation = tl.load(at, mask=inside, other=0.0) - mean[None, :]
+        total += tl.load(at + D, mask=inside, other=0.0) + count * deviation * deviation
+    tl.store(out + head * D + d, mean, mask=d < D)
+    tl.store(out + (heads + head) * D + d, tl.sum(total, 0) / tokens, mask=d < D)
