@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 import msgspec
 from torch import Tensor
 
+from ...kernels.packed import BLOCK
 from ...runtime.errors import ConfigError
 from ...runtime.interfaces import CacheFormat, PackedSegment, PluginOptions
 from ...runtime.ladder import Distortion, Ladder
 from ...runtime.plan import BitPlan
 from .pack import pack
-from .segment import CODED, VALUE_CLASSES, WIDTHS
-from .whole import EmptySegment, WholeSegment
+
+WIDTHS = (0, 2, 4, 8, 16)
 
 # Normalised squared errors of asymmetric uniform quantisation, values per token and keys per channel.
 # `rdkv calibrate` measures them on another model.
@@ -30,6 +31,8 @@ DISTORTIONS = {
     ),
 }
 AFFINE_BITS = 32  # scale and zero point, float16 each
+COLUMN_BITS = 16  # channel and plane of 2 bits of every key
+TABLE_BITS = 8 * 32 + 6 * 64  # a head's counts and starts
 
 
 class MixedBitOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -37,7 +40,7 @@ class MixedBitOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw
 
     channel_group: Annotated[
         int, msgspec.Meta(ge=1, le=256, description="key channels that share a width, by falling weight")
-    ] = 4
+    ] = 16
     distortion: Annotated[
         Literal["smollm2", "paper"],
         msgspec.Meta(
@@ -64,12 +67,13 @@ class MixedBit(CacheFormat):
         def value_cost(bits: int) -> int:
             if bits == 0:
                 return 0
-            affine = AFFINE_BITS if bits in CODED else 0
-            return -(-head_dim * bits // 8) * 8 + affine + position
+            return head_dim * bits + position + (AFFINE_BITS if bits < 16 else 0)
 
-        bitmap = -(-tokens // 8) * 8 if self.options.positions else 0
-        counts, widths = 32 * (1 + len(VALUE_CLASSES)), -(-head_dim // 2) * 8
-        rounding = 8 * len(CODED) + 8  # the last byte of each code stream
+        # Every head's affine parameters of all channels, its tables, and at most: key columns to whole blocks, the
+        # last byte of the classes.
+        head_cost = AFFINE_BITS * head_dim + TABLE_BITS + (BLOCK - 1) * COLUMN_BITS
+        if self.options.positions:
+            head_cost += -(-tokens // 8) * 8 + 8
         return Ladder(
             head_dim=head_dim,
             value_bits=WIDTHS,
@@ -78,17 +82,14 @@ class MixedBit(CacheFormat):
             key_bits=WIDTHS,
             key_distortion=tuple(distortion.key[b] for b in WIDTHS),
             key_cost=WIDTHS,
-            key_overhead=tuple(16 if b == 0 else AFFINE_BITS if b in CODED else 0 for b in WIDTHS),
+            key_overhead=tuple(b // 2 * COLUMN_BITS for b in WIDTHS),
             pinned_cost=2 * head_dim * 16 + (32 if self.options.positions else 0),
-            head_cost=counts + widths + bitmap + rounding,
+            head_cost=head_cost,
             full_cost=2 * head_dim * 16 * tokens,
             channel_group=min(self.options.channel_group, head_dim),
+            token_block=BLOCK,
+            key_block=2 * BLOCK,  # a column is 2 bits
         )
 
     def pack(self, keys: Tensor, values: Tensor, plan: BitPlan) -> PackedSegment:
-        if plan.is_identity:
-            return WholeSegment(keys.clone(), values.clone())
-        if not bool(plan.kept.any()):
-            batch, heads, tokens, dim = keys.shape
-            return EmptySegment(batch, heads, tokens, dim, keys.device)
         return pack(keys, values, plan, self.options.positions)
