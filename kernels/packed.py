@@ -22,6 +22,9 @@ TOKENS, CODED, CODED4, CODED8, PINNED, COLUMNS, KEY_EXPONENT, VALUE_EXPONENT = r
 # Columns of `Packed.starts`.
 KEY_START, VALUE_START, COLUMN_START, VALUE_AFFINE_START, WHOLE_START, PINNED_START = range(6)
 
+# Exponent that the packers use for a scale that does not exist; no `Packed` has it.
+NOT_FINITE = 1024
+
 HostCounts = tuple[tuple[int, ...], ...]
 
 

@@ -1,0 +1,161 @@
+"""Packing on the GPU: seven launches around one read of the counts, which say how large the result is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import pack_kernels as kernels
+from .packed import COLUMNS, KEY_EXPONENT, NOT_FINITE, VALUE_EXPONENT, NotFiniteError, Packed, blocks, layout
+
+SPAN = 1024  # tokens of one program that lists them
+CHUNK = 128  # slots of one program that measures
+TILE = 4096  # numbers in a tile
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What is to be packed: floats ``[B, H, T, D]``, plan ``[R, T]``, ``[R, D]`` and ``[R, T]``, as bytes."""
+
+    keys: Tensor
+    values: Tensor
+    value_bits: Tensor
+    key_bits: Tensor
+    pinned: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.keys.shape[0] * self.keys.shape[1]
+
+    @property
+    def tile(self) -> dict[str, int]:
+        """Compile-time sizes of every kernel that reads floats."""
+        heads, dim = self.keys.shape[1], self.keys.shape[3]
+        return {"H": heads, "D": dim, "DP": max(16, 1 << (dim - 1).bit_length())}
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What is known before the sizes are: see the kernels."""
+
+    report: Tensor
+    token: Tensor
+    affine: Tensor
+    key_affine: Tensor
+    place: Tensor
+
+
+def pack(keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Packed:
+    """`naive_pack.pack`, bit for bit.
+
+    Raises:
+        NotFiniteError: what is to be quantised is not finite, or exceeds float16.
+    """
+    keys, values = (t if t.stride(3) == 1 else t.contiguous() for t in (keys, values))
+    rows = keys.shape[0] * keys.shape[1]
+    plan = (t.reshape(rows, -1).contiguous().view(torch.uint8) for t in (value_bits, key_bits, pinned))
+    given = _Input(keys, values, *plan)
+    with torch.cuda.device_of(keys):  # type: ignore[no-untyped-call]
+        tables = _measure(given)
+        report = tables.report.tolist()  # the only time that the device is waited for
+        for column, what in ((KEY_EXPONENT, "keys"), (VALUE_EXPONENT, "values")):
+            if any(row[column] == NOT_FINITE for row in report):
+                raise NotFiniteError(what)
+        packed = _allocate(given, tables, report)
+        _write(given, tables, packed)
+    return packed
+
+
+def _measure(given: _Input) -> _Tables:
+    keys, values, tile, rows = given.keys, given.values, given.tile, given.rows
+    tokens, dim = keys.shape[2:]
+    spans, chunks = max(1, -(-tokens // SPAN)), max(1, -(-tokens // CHUNK))
+    padded = {"D": dim, "DP": tile["DP"]}
+
+    def new(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=keys.device)
+
+    tables = _Tables(
+        report=new(rows, kernels.REPORT),
+        token=new(rows, tokens),
+        affine=new(rows, tokens, 2, dtype=torch.float16),
+        key_affine=new(rows, dim, 2, dtype=torch.float16),
+        place=new(rows, 8, tile["DP"]),
+    )
+    tally = new(rows, spans, kernels.KINDS)
+    kernels.tally_kernel[spans, rows](given.value_bits, given.pinned, tally, tokens, SPAN=SPAN)
+    kernels.slots_kernel[spans, rows](
+        given.value_bits, given.key_bits, given.pinned, tally, tables.report, tables.token, tokens,
+        **padded, SPAN=SPAN, BS=128,
+    )  # fmt: skip
+    low, high = new(2, rows, chunks, dim, dtype=torch.float32)
+    parts = (new(rows, chunks, dtype=torch.float32), low, high, new(rows, chunks, dim, dtype=torch.float64))
+    kernels.measure_kernel[chunks, rows](
+        keys, *keys.stride()[:3], values, *values.stride()[:3], tables.report, tables.token, *parts, tables.affine,
+        tokens, **tile, BT=min(CHUNK, TILE // tile["DP"]), CHUNK=CHUNK,
+    )  # fmt: skip
+    kernels.tables_kernel[rows,](
+        given.key_bits, tables.report, *parts, tables.key_affine, tables.place, chunks,
+        **padded, BC=TILE // tile["DP"], CHUNK=CHUNK, num_warps=8,
+    )  # fmt: skip
+    return tables
+
+
+def _allocate(given: _Input, tables: _Tables, report: list[list[int]]) -> Packed:
+    """Everything but what the last three kernels write."""
+    keys = given.keys
+    batch, heads, _, dim = keys.shape
+    counts = tuple(tuple(row[: COLUMNS + 1]) for row in report)
+    starts, sizes = layout(counts, dim)
+
+    def new(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=keys.device)
+
+    key_codes, value_codes, columns, affine, whole, pinned = sizes
+    return Packed(
+        batch=batch,
+        heads=heads,
+        dim=dim,
+        host_counts=counts,
+        raw=tuple(row[-1] for row in report),
+        key_codes=new(key_codes, dtype=torch.int16),
+        key_columns=new(columns, dtype=torch.int16),
+        key_affine=tables.key_affine,
+        value_codes=new(value_codes, dtype=torch.int16),
+        value_affine=new(affine, 2, dtype=torch.float16),
+        whole_values=new(whole, dim, dtype=keys.dtype),
+        pinned_keys=new(pinned, dim, dtype=keys.dtype),
+        pinned_values=new(pinned, dim, dtype=keys.dtype),
+        counts=tables.report[:, : VALUE_EXPONENT + 1].contiguous(),
+        starts=torch.tensor(starts).to(keys.device, non_blocking=True),
+    )
+
+
+def _write(given: _Input, tables: _Tables, packed: Packed) -> None:
+    keys, values, tile = given.keys, given.values, given.tile
+    tokens, rows = keys.shape[2], given.rows
+    where = (packed.counts, packed.starts, tables.token)
+    most_coded, most_quantised = (max(row[i] for row in packed.host_counts) for i in (0, 1))
+    most_copied = max(n - n2 + p for n, n2, _, _, p, _ in packed.host_counts)
+    if most_coded:
+        words = max(2, 1024 // tile["DP"])
+        kernels.keys_kernel[-(-2 * blocks(most_coded) // words), rows](
+            keys, *keys.stride()[:3], given.key_bits, *where, tables.key_affine, tables.place,
+            packed.key_codes, packed.key_columns, tokens, **tile, W=words,
+        )  # fmt: skip
+    if most_quantised:
+        span = max(1, 512 // tile["DP"])
+        kernels.values_kernel[-(-blocks(most_quantised) // span), rows](
+            values, *values.stride()[:3], *where, tables.affine,
+            packed.value_codes.view(torch.int32), packed.value_affine, tokens, **tile, Q=span,
+        )  # fmt: skip
+    if most_copied:
+        span = TILE // tile["DP"]
+        as_integers = torch.int16 if keys.element_size() == 2 else torch.int32
+        data = (t.view(as_integers) for t in (packed.whole_values, packed.pinned_keys, packed.pinned_values))
+        kernels.copies_kernel[-(-most_copied // span), rows](
+            keys.view(as_integers), *keys.stride()[:3], values.view(as_integers), *values.stride()[:3],
+            *where, *data, tokens, **tile, BT=span,
+        )  # fmt: skip

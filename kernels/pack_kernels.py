@@ -1,0 +1,358 @@
+"""Triton kernels that pack keys and values into the tensors of `Packed`; `naive_pack.pack` is their meaning.
+
+    zero = below(min x)    scale = above((max x - zero) / (2^b - 1))    code = round((x - zero) / scale)
+
+in float32 with correctly rounded division, ``below`` and ``above`` to the next float16, ties to even: each scale,
+zero point and code is that of the twin, bit for bit. In order:
+
+* `tally_kernel` and `slots_kernel` count each row's tokens and list them in order of slots, pinned ones last.
+* `measure_kernel` gathers the coded ones: extremes and sums of the key channels, affine of the values.
+* `tables_kernel` merges them for each row: affine and places of the key channels.
+* `keys_kernel`, `values_kernel` and `copies_kernel` gather again and write codes, or what is stored as it is.
+
+Tokens are of a kind: 0, 1, 2 for values of 8, 4 and 2 bits, 3 for whole ones, 4 pinned, 5 dropped.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .packed import NOT_FINITE
+
+KINDS = 8  # of which 5 are counted; a power of two
+REPORT = 9  # columns of the report: those of `Packed.counts`, then tokens that are pinned as nothing is quantised
+
+_KINDS, _REPORT, _NOT_FINITE = tl.constexpr(KINDS), tl.constexpr(REPORT), tl.constexpr(NOT_FINITE)
+_ROUND = tl.constexpr(1.5 * 2**23)  # adding it to a float32 below 2 ** 22 rounds to an integer, ties to even
+
+
+@triton.jit
+def _half_below(x):
+    """The largest float16 that is at most ``x``."""
+    half = x.to(tl.float16)
+    raw = half.to(tl.int16, bitcast=True)
+    below = tl.where(half > 0, raw - 1, tl.where(half < 0, raw + 1, -0x7FFF)).to(tl.int16)
+    return tl.where(half.to(tl.float32) > x, below.to(tl.float16, bitcast=True), half)
+
+
+@triton.jit
+def _affine(low, high, largest):
+    """Scale and zero point, float16, of codes up to ``largest`` (float32)."""
+    zero = _half_below(low)
+    return -_half_below(-tl.div_rn(high - zero.to(tl.float32), largest)), zero
+
+
+@triton.jit
+def _codes(x, scale, zero, largest):
+    """Codes of ``x``, int32."""
+    scale = scale.to(tl.float32)
+    steps = tl.div_rn(x - zero.to(tl.float32), tl.where(scale > 0, scale, 1.0) + tl.zeros_like(x))
+    steps = (steps + _ROUND) - _ROUND
+    return tl.minimum(tl.maximum(steps, 0.0), largest).to(tl.int32)
+
+
+@triton.jit
+def _largest(width):
+    """The largest code of each width."""
+    return tl.where(width == 16, 65535.0, tl.where(width == 8, 255.0, tl.where(width == 4, 15.0, 3.0)))
+
+
+@triton.jit
+def _weight(width):
+    """Weight of the highest plane of each width."""
+    return tl.where(width == 16, 16384.0, tl.where(width == 8, 64.0, tl.where(width == 4, 4.0, 1.0)))
+
+
+@triton.jit
+def _peaks(scale, zero, width):
+    """Scale times the weight of the highest plane; infinite where scale or zero point are not finite."""
+    scale = scale.to(tl.float32)
+    finite = (tl.abs(scale) < float("inf")) & (tl.abs(zero.to(tl.float32)) < float("inf"))
+    return tl.where(finite, scale * _weight(width), float("inf"))
+
+
+@triton.jit
+def _exponent(peak):
+    """The least ``e`` with ``peak <= 2 ** e``; 0 for 0, ``NOT_FINITE`` for infinity."""
+    raw = peak.to(tl.int32, bitcast=True)
+    power = (raw >> 23) - 127 + ((raw & 0x7FFFFF) != 0).to(tl.int32)
+    return tl.where(peak == 0, 0, tl.where(peak < float("inf"), power, _NOT_FINITE))
+
+
+@triton.jit
+def _kinds(value_bits, pinned, at, ok):
+    """Kinds of the tokens ``at`` of ``[R, T]``."""
+    bits = tl.load(value_bits + at, mask=ok, other=0).to(tl.int32)
+    kind = tl.where(bits == 2, 2, tl.where(bits == 16, 3, 5))
+    kind = tl.where(bits == 8, 0, tl.where(bits == 4, 1, kind))
+    return tl.where(tl.load(pinned + at, mask=ok, other=0) != 0, 4, kind)
+
+
+@triton.jit
+def _tile(base, tokens, stride_t, di, ok, D: tl.constexpr):
+    """Rows ``tokens`` of ``[T, D]``, ``[len(tokens), len(di)]``; 0 where not ``ok``."""
+    at = tokens.to(tl.int64)[:, None] * stride_t + di[None, :]
+    return tl.load(base + at, mask=ok[:, None] & (di < D)[None, :], other=0)
+
+
+@triton.jit
+def tally_kernel(value_bits, pinned, tally, T, SPAN: tl.constexpr):
+    """``tally`` ``[R, spans, KINDS]``: tokens of each kind in one span of one row."""
+    span, row = tl.program_id(0), tl.program_id(1)
+    ti, ki = span * SPAN + tl.arange(0, SPAN), tl.arange(0, _KINDS)
+    kind = _kinds(value_bits, pinned, row.to(tl.int64) * T + ti, ti < T)
+    count = tl.sum((kind[:, None] == ki[None, :]).to(tl.int32), 0)
+    tl.store(tally + (row.to(tl.int64) * tl.num_programs(0) + span) * _KINDS + ki, count)
+
+
+@triton.jit
+def slots_kernel(
+    value_bits, key_bits, pinned, tally, report, token, T,
+    D: tl.constexpr, DP: tl.constexpr, SPAN: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """``token`` ``[R, T]``, that of each slot, for one span of one row; its counts in ``report`` ``[R, REPORT]``."""
+    span, row, spans = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    di, ki = tl.arange(0, DP), tl.arange(0, _KINDS)
+    total, before = tl.zeros([_KINDS], tl.int32), tl.zeros([_KINDS], tl.int32)
+    for start in range(0, spans, BS):
+        si = start + tl.arange(0, BS)
+        at = tally + (row.to(tl.int64) * spans + si)[:, None] * _KINDS + ki[None, :]
+        count = tl.load(at, mask=(si < spans)[:, None], other=0)
+        total += tl.sum(count, 0)
+        before += tl.sum(tl.where((si < span)[:, None], count, 0), 0)
+    n8 = tl.sum(tl.where(ki < 1, total, 0), 0)
+    n4 = tl.sum(tl.where(ki < 2, total, 0), 0)
+    n2 = tl.sum(tl.where(ki < 3, total, 0), 0)
+    n = tl.sum(tl.where(ki < 4, total, 0), 0)
+    width = tl.load(key_bits + row * D + di, mask=di < D, other=0).to(tl.int32)
+    quantises = (n2 > 0) | (tl.sum((width == 16).to(tl.int32), 0) < D)
+    raw = tl.where(quantises, 0, n)  # tokens that are stored with the pinned ones
+    n -= raw
+    if span == 0:
+        report += row * _REPORT
+        tl.store(report, n)
+        tl.store(report + 1, n2)
+        tl.store(report + 2, n4)
+        tl.store(report + 3, n8)
+        tl.store(report + 4, raw + tl.sum(tl.where(ki == 4, total, 0), 0))
+        tl.store(report + 8, raw)
+    first, ti = row.to(tl.int64) * T, span * SPAN + tl.arange(0, SPAN)
+    kind = _kinds(value_bits, pinned, first + ti, ti < T)
+    kind = tl.where((raw > 0) & (kind == 3), 4, kind)
+    own_first = tl.where(ki == 0, 0, tl.where(ki == 1, n8, tl.where(ki == 2, n4, tl.where(ki == 3, n2, n))))
+    # A raw row has no tokens of kinds 0 to 2, and those of kind 3 stand among the pinned ones, by position.
+    shift = tl.where((ki == 4) & (raw > 0), tl.sum(tl.where(ki == 3, before, 0), 0), 0)
+    slots = own_first + before + shift
+    for k in tl.static_range(5):
+        own = (kind == k).to(tl.int32)
+        slot = tl.sum(tl.where(ki == k, slots, 0), 0) + tl.cumsum(own, 0) - 1
+        tl.store(token + first + slot, ti, mask=own > 0)
+
+
+@triton.jit
+def measure_kernel(
+    keys, key_stride_b, key_stride_h, key_stride_t, values, value_stride_b, value_stride_h, value_stride_t,
+    report, token, peak, low, high, total, affine, T,
+    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """One chunk of slots of one row.
+
+    Writes ``low``, ``high``, ``total`` ``[R, chunks, D]`` of the keys, infinite where one is not a number;
+    ``affine`` ``[R, T, 2]`` of the slots whose value is quantised; ``peak`` ``[R, chunks]``, the largest scale of
+    a value's plane, infinite if a value is not finite. Chunks beyond the row's last slot are left alone.
+    """
+    chunk, row = tl.program_id(0), tl.program_id(1)
+    report += row * _REPORT
+    n, n2, n4, n8 = tl.load(report), tl.load(report + 1), tl.load(report + 2), tl.load(report + 3)
+    if chunk * CHUNK >= n:
+        return
+    keys += (row // H).to(tl.int64) * key_stride_b + (row % H).to(tl.int64) * key_stride_h
+    values += (row // H).to(tl.int64) * value_stride_b + (row % H).to(tl.int64) * value_stride_h
+    first, di = row.to(tl.int64) * T, tl.arange(0, DP)
+    lows, highs = tl.full([DP], float("inf"), tl.float32), tl.full([DP], float("-inf"), tl.float32)
+    totals, top = tl.zeros([DP], tl.float64), tl.full([], 0.0, tl.float32)
+    for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, n), BT):
+        slot = start + tl.arange(0, BT)
+        coded, quantised = slot < n, slot < n2
+        ti = tl.load(token + first + slot, mask=coded, other=0)
+        k = _tile(keys, ti, key_stride_t, di, coded, D).to(tl.float32)
+        k = tl.where(k == k, k, float("inf"))
+        lows = tl.minimum(lows, tl.min(tl.where(coded[:, None], k, float("inf")), 0))
+        highs = tl.maximum(highs, tl.max(tl.where(coded[:, None], k, float("-inf")), 0))
+        totals += tl.sum(k.to(tl.float64), 0)
+        if start < n2:
+            v = _tile(values, ti, value_stride_t, di, quantised, D).to(tl.float32)
+            v = tl.where(v == v, v, float("inf"))
+            inside, width = (di < D)[None, :], tl.where(slot < n8, 8, tl.where(slot < n4, 4, 2))
+            v_low = tl.min(tl.where(inside, v, float("inf")), 1)
+            v_high = tl.max(tl.where(inside, v, float("-inf")), 1)
+            scale, zero = _affine(v_low, v_high, _largest(width))
+            tl.store(affine + (first + slot) * 2, scale, mask=quantised)
+            tl.store(affine + (first + slot) * 2 + 1, zero, mask=quantised)
+            top = tl.maximum(top, tl.max(tl.where(quantised, _peaks(scale, zero, width), 0.0), 0))
+    part = row.to(tl.int64) * tl.num_programs(0) + chunk
+    tl.store(peak + part, top)
+    tl.store(low + part * D + di, lows, mask=di < D)
+    tl.store(high + part * D + di, highs, mask=di < D)
+    tl.store(total + part * D + di, totals, mask=di < D)
+
+
+@triton.jit
+def tables_kernel(
+    key_bits, report, peak, low, high, total, key_affine, place, chunks,
+    D: tl.constexpr, DP: tl.constexpr, BC: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """One row: the rest of its ``report``, ``key_affine`` ``[R, D, 2]`` and ``place`` ``[R, 8, DP]``, the column of
+    each plane of each channel, -1 for those beyond its width."""
+    row = tl.program_id(0)
+    report += row * _REPORT
+    n = tl.load(report)
+    di, first, end = tl.arange(0, DP), row.to(tl.int64) * chunks, (n + CHUNK - 1) // CHUNK
+    lows, highs = tl.full([DP], float("inf"), tl.float32), tl.full([DP], float("-inf"), tl.float32)
+    totals, top = tl.zeros([DP], tl.float64), tl.full([], 0.0, tl.float32)
+    for start in range(0, end, BC):
+        ci = start + tl.arange(0, BC)
+        at, inside = (first + ci)[:, None] * D + di[None, :], (ci < end)[:, None] & (di < D)[None, :]
+        lows = tl.minimum(lows, tl.min(tl.load(low + at, mask=inside, other=float("inf")), 0))
+        highs = tl.maximum(highs, tl.max(tl.load(high + at, mask=inside, other=float("-inf")), 0))
+        totals += tl.sum(tl.load(total + at, mask=inside, other=0.0), 0)
+        top = tl.maximum(top, tl.max(tl.load(peak + first + ci, mask=ci < end, other=0.0), 0))
+    width = tl.load(key_bits + row * D + di, mask=di < D, other=0).to(tl.int32)
+    scale, zero = _affine(lows, highs, _largest(width))
+    mean = (totals / tl.maximum(n, 1).to(tl.float64)).to(tl.float32).to(tl.float16)
+    used = (n > 0) & (di < D)
+    scale = tl.where(used & (width > 0), scale, 0.0).to(tl.float16)
+    zero = tl.where(used, tl.where(width > 0, zero, mean), 0.0).to(tl.float16)
+    tl.store(key_affine + (row * D + di) * 2, scale, mask=di < D)
+    tl.store(key_affine + (row * D + di) * 2 + 1, zero, mask=di < D)
+    columns = 0
+    for plane in tl.static_range(8):
+        has = (used & (width >= (2 if plane == 0 else 4 if plane == 1 else 8 if plane < 4 else 16))).to(tl.int32)
+        tl.store(place + (row * 8 + plane) * DP + di, tl.where(has > 0, columns + tl.cumsum(has, 0) - 1, -1))
+        columns += tl.sum(has, 0)
+    tl.store(report + 5, (columns + 15) // 16 * 16)
+    tl.store(report + 6, _exponent(tl.max(_peaks(scale, zero, width), 0)))
+    tl.store(report + 7, _exponent(top))
+
+
+@triton.jit
+def keys_kernel(
+    keys, stride_b, stride_h, stride_t, key_bits, counts, starts, token, key_affine, place, key_codes, key_columns, T,
+    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """``W`` words of every column of one row, and its columns."""
+    block, row = tl.program_id(0), tl.program_id(1)
+    n = tl.load(counts + row * 8)
+    if block * W * 8 >= n:
+        return
+    columns = tl.load(counts + row * 8 + 5)
+    keys += (row // H).to(tl.int64) * stride_b + (row % H).to(tl.int64) * stride_h
+    token += row.to(tl.int64) * T
+    place += row * 8 * DP
+    di, wi = tl.arange(0, DP), block * W + tl.arange(0, W)
+    width = tl.load(key_bits + row * D + di, mask=di < D, other=0).to(tl.int32)
+    scale = tl.load(key_affine + (row * D + di) * 2, mask=di < D, other=0.0)[None, :]
+    zero = tl.load(key_affine + (row * D + di) * 2 + 1, mask=di < D, other=0.0)[None, :]
+    largest = _largest(width)[None, :]
+    out = key_codes + tl.load(starts + row * 6) + wi[:, None] * columns
+    stored = wi < (n + 15) // 16 * 2
+    for half in range(0, 1 + tl.max((width == 16).to(tl.int32), 0)):  # planes 0 to 3, then 4 to 7 if there are any
+        p0, p1 = tl.zeros([W, DP], tl.int32), tl.zeros([W, DP], tl.int32)
+        p2, p3 = tl.zeros([W, DP], tl.int32), tl.zeros([W, DP], tl.int32)
+        for j in tl.static_range(8):
+            ok = wi * 8 + j < n
+            x = _tile(keys, tl.load(token + wi * 8 + j, mask=ok, other=0), stride_t, di, ok, D)
+            code = tl.where(ok[:, None], _codes(x.to(tl.float32), scale, zero, largest), 0) >> (8 * half)
+            p0 |= (code & 3) << (2 * j)
+            p1 |= (code >> 2 & 3) << (2 * j)
+            p2 |= (code >> 4 & 3) << (2 * j)
+            p3 |= (code >> 6 & 3) << (2 * j)
+        _store_plane(out, place + half * 4 * DP, di, p0, stored)
+        _store_plane(out, place + (half * 4 + 1) * DP, di, p1, stored)
+        _store_plane(out, place + (half * 4 + 2) * DP, di, p2, stored)
+        _store_plane(out, place + (half * 4 + 3) * DP, di, p3, stored)
+    padding = columns - 16 + tl.arange(0, 16)
+    is_padding = (padding >= tl.sum(width, 0) // 2) & (padding >= 0)
+    nothing = tl.zeros([W, 16], tl.int16)
+    tl.store(out + padding[None, :], nothing, mask=stored[:, None] & is_padding[None, :])
+    if block == 0:
+        key_columns += tl.load(starts + row * 6 + 2)
+        for plane in tl.static_range(8):
+            at = tl.load(place + plane * DP + di)
+            tl.store(key_columns + at, (di | plane << 8).to(tl.int16), mask=at >= 0)
+        tl.store(key_columns + padding, tl.full([16], -1, tl.int16), mask=is_padding)
+
+
+@triton.jit
+def _store_plane(out, place, di, words, stored):
+    at = tl.load(place + di)
+    tl.store(out + at[None, :], words.to(tl.int16), mask=stored[:, None] & (at >= 0)[None, :])
+
+
+@triton.jit
+def values_kernel(
+    values, stride_b, stride_h, stride_t, counts, starts, token, affine, value_codes, value_affine, T,
+    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, Q: tl.constexpr,
+):  # fmt: skip
+    """``Q`` blocks of slots of one row's quantised values; ``value_codes`` as int32, the two words of a block."""
+    block, row = tl.program_id(0), tl.program_id(1)
+    n2 = tl.load(counts + row * 8 + 1)
+    if block * Q * 16 >= n2:
+        return
+    n4, n8 = tl.load(counts + row * 8 + 2), tl.load(counts + row * 8 + 3)
+    values += (row // H).to(tl.int64) * stride_b + (row % H).to(tl.int64) * stride_h
+    token += row.to(tl.int64) * T
+    affine += row.to(tl.int64) * T * 2
+    value_affine += tl.load(starts + row * 6 + 3) * 2
+    di, qi = tl.arange(0, DP), block * Q + tl.arange(0, Q)
+    p0, p1 = tl.zeros([Q, DP], tl.int32), tl.zeros([Q, DP], tl.int32)
+    p2, p3 = tl.zeros([Q, DP], tl.int32), tl.zeros([Q, DP], tl.int32)
+    for j in tl.static_range(16):
+        slot = qi * 16 + j
+        ok = slot < n2
+        ti = tl.load(token + slot, mask=ok, other=0)
+        scale = tl.load(affine + slot * 2, mask=ok, other=0.0)
+        zero = tl.load(affine + slot * 2 + 1, mask=ok, other=0.0)
+        tl.store(value_affine + slot * 2, scale, mask=ok)
+        tl.store(value_affine + slot * 2 + 1, zero, mask=ok)
+        largest = tl.where(slot < n8, 255.0, tl.where(slot < n4, 15.0, 3.0))[:, None]
+        x = _tile(values, ti, stride_t, di, ok, D).to(tl.float32)
+        code = tl.where(ok[:, None], _codes(x, scale[:, None], zero[:, None], largest), 0)
+        p0 |= (code & 3) << (2 * j)
+        p1 |= (code >> 2 & 3) << (2 * j)
+        p2 |= (code >> 4 & 3) << (2 * j)
+        p3 |= (code >> 6 & 3) << (2 * j)
+    b2, b4, b8 = (n2 + 15) // 16, (n4 + 15) // 16, (n8 + 15) // 16
+    out = value_codes + tl.load(starts + row * 6 + 1) // 2 + qi[:, None] * D + di[None, :]
+    inside = (di < D)[None, :]
+    tl.store(out, p0, mask=(qi < b2)[:, None] & inside)
+    tl.store(out + b2 * D, p1, mask=(qi < b4)[:, None] & inside)
+    tl.store(out + (b2 + b4) * D, p2, mask=(qi < b8)[:, None] & inside)
+    tl.store(out + (b2 + b4 + b8) * D, p3, mask=(qi < b8)[:, None] & inside)
+
+
+@triton.jit
+def copies_kernel(
+    keys, key_stride_b, key_stride_h, key_stride_t, values, value_stride_b, value_stride_h, value_stride_t,
+    counts, starts, token, whole_values, pinned_keys, pinned_values, T,
+    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """``BT`` of one row's tokens that are stored as they are: whole values, then pinned tokens. Data as integers."""
+    block, row = tl.program_id(0), tl.program_id(1)
+    n, n2 = tl.load(counts + row * 8), tl.load(counts + row * 8 + 1)
+    end = n + tl.load(counts + row * 8 + 4)
+    if n2 + block * BT >= end:
+        return
+    keys += (row // H).to(tl.int64) * key_stride_b + (row % H).to(tl.int64) * key_stride_h
+    values += (row // H).to(tl.int64) * value_stride_b + (row % H).to(tl.int64) * value_stride_h
+    di, slot = tl.arange(0, DP), n2 + block * BT + tl.arange(0, BT)
+    ti = tl.load(token + row.to(tl.int64) * T + slot, mask=slot < end, other=0)
+    value = _tile(values, ti, value_stride_t, di, slot < end, D)
+    whole, pin = (slot < n)[:, None] & (di < D)[None, :], ((slot >= n) & (slot < end))[:, None] & (di < D)[None, :]
+    at = (tl.load(starts + row * 6 + 4) + slot - n2)[:, None] * D + di[None, :]
+    tl.store(whole_values + at, value, mask=whole)
+    at = (tl.load(starts + row * 6 + 5) + slot - n)[:, None] * D + di[None, :]
+    tl.store(pinned_values + at, value, mask=pin)
+    key = _tile(keys, ti, key_stride_t, di, (slot >= n) & (slot < end), D)
+    tl.store(pinned_keys + at, key, mask=pin)

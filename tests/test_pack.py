@@ -1,0 +1,209 @@
+"""The Triton packers against plain PyTorch, bit for bit: on a GPU, or in Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rdkv.kernels import naive_pack
+from rdkv.kernels.packed import NotFiniteError, Packed, join
+
+pytest.importorskip("triton")
+from rdkv.kernels import pack
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WIDTHS = (0, 2, 4, 8, 16)
+# The interpreter takes seconds for a case; on a GPU all of these take no longer than compiling the kernels.
+quick = settings(
+    max_examples=200 if DEVICE == "cuda" else 15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What `pack` takes. Dropped tokens are NaN: nothing of them may be read."""
+
+    keys: Tensor
+    values: Tensor
+    value_bits: Tensor
+    key_bits: Tensor
+    pinned: Tensor
+
+    def arguments(self, device: str = "cpu") -> tuple[Tensor, ...]:
+        return tuple(t.to(device) for t in (self.keys, self.values, self.value_bits, self.key_bits, self.pinned))
+
+
+def make_case(
+    value_bits: Tensor,
+    key_bits: Tensor,
+    pinned: Tensor | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    strided: bool = False,
+) -> Case:
+    """Channels off centre and of different spread, some constant; ``strided``: as a model's projection lies."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, heads, tokens = value_bits.shape
+    dim = key_bits.shape[2]
+    data = torch.randn(2, batch, tokens, heads, dim, generator=generator).transpose(2, 3)
+    offset, spread = torch.randn(2, 2, 1, 1, 1, dim, generator=generator)
+    data = data * spread.exp() + 10 * offset
+    data[..., ::5] = data[:, :, :, :1, ::5]
+    pinned = torch.zeros(value_bits.shape, dtype=torch.bool) if pinned is None else pinned
+    dropped = ~pinned & (value_bits == 0)
+    keys, values = data.masked_fill(dropped.unsqueeze(3), float("nan")).to(dtype)
+    if not strided:
+        keys, values = keys.contiguous(), values.contiguous()
+    return Case(keys, values, value_bits.byte(), key_bits.byte().contiguous(), pinned)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Any of the widths, or one for all; heads without tokens; heads that quantise nothing; chunks and tiles."""
+    batch, heads = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    tokens = draw(st.integers(1, 600 if DEVICE == "cuda" else 100))
+    dim = draw(st.sampled_from([1, 5, 16, 33, 64, 80, 128, 256]))
+    seed = draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+
+    def widths(count: int) -> Tensor:
+        allowed = draw(st.lists(st.sampled_from(WIDTHS), min_size=1, max_size=5, unique=True))
+        return torch.tensor(allowed)[torch.randint(len(allowed), (batch, heads, count), generator=generator)]
+
+    def some(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.3, 1.0]))
+
+    value_bits, key_bits, whole = widths(tokens), widths(dim), some(batch, heads, 1)
+    key_bits = key_bits.masked_fill(whole, 16)
+    value_bits = value_bits.masked_fill(whole & some(batch, heads, 1) & (value_bits > 0), 16)
+    value_bits = value_bits.masked_fill(some(batch, heads, 1), 0)
+    dtype = draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
+    return make_case(value_bits, key_bits, some(batch, heads, tokens), dtype, seed, draw(st.booleans()))
+
+
+@pytest.fixture(autouse=True)
+def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several programs of each kernel, with several tiles, for few tokens."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(pack, "SPAN", 32)
+        monkeypatch.setattr(pack, "CHUNK", 32)
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """New tensors hold NaN, or the largest integer."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def same(actual: Packed, expected: Packed) -> None:
+    for name in ("batch", "heads", "dim", "host_counts", "raw"):
+        assert getattr(actual, name) == getattr(expected, name), name
+    names = [name for name, value in vars(expected).items() if isinstance(value, Tensor)]
+    assert len(names) == len(list(expected.tensors())) == 10
+    for name in names:
+        a, e = getattr(actual, name).cpu(), getattr(expected, name)
+        assert a.dtype == e.dtype, name
+        assert a.shape == e.shape, name
+        assert a.is_contiguous(), name
+        assert torch.equal(a, e), name
+
+
+def uniform(batch: int, heads: int, tokens: int, dim: int, value: int, key: int) -> Case:
+    return make_case(torch.full((batch, heads, tokens), value), torch.full((batch, heads, dim), key))
+
+
+@quick
+@given(cases())
+@example(uniform(1, 1, 1, 64, 2, 2))
+@example(uniform(1, 2, 70, 64, 4, 8))
+@example(uniform(1, 2, 20, 128, 16, 16))
+@example(uniform(1, 2, 20, 80, 16, 0))
+@example(uniform(1, 2, 20, 80, 0, 4))
+@example(uniform(1, 1, 33, 256, 8, 16))
+@example(make_case(torch.tensor([[[2, 4, 8, 16, 0, 4, 16], [0] * 7]]), torch.tensor(WIDTHS).repeat(1, 2, 7)))
+def test_packs_as_plain_pytorch(case: Case) -> None:
+    same(pack.pack(*case.arguments(DEVICE)), naive_pack.pack(*case.arguments()))
+
+
+@quick
+@given(st.integers(0, 2**31), st.sampled_from([2, 4, 8]))
+def test_affine_rounds_as_plain_pytorch(seed: int, width: int) -> None:
+    """Tiny, huge and constant ranges, where float16 is subnormal or coarse."""
+    case = uniform(1, 1, 64, 64, width, width)
+    generator = torch.Generator().manual_seed(seed)
+    gain = 10.0 ** torch.randint(-9, 4, (1, 1, 64, 1), generator=generator)
+    data = torch.randn(1, 1, 64, 64, generator=generator) * gain
+    plan = (case.value_bits, case.key_bits, case.pinned)
+    for keys, values in ((data, data), (data.transpose(2, 3), data)):
+        keys, values = keys.contiguous(), values.contiguous()
+        actual = pack.pack(*(t.to(DEVICE) for t in (keys, values, *plan)))
+        same(actual, naive_pack.pack(keys, values, *plan))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # the interpreter computes with NumPy
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e10, -1e10])
+@pytest.mark.parametrize(
+    ("what", "width"), [*(("keys", width) for width in WIDTHS), ("values", 2), ("values", 4), ("values", 8)]
+)
+def test_what_is_not_finite_is_named(bad: float, what: str, width: int) -> None:
+    case = uniform(1, 2, 40, 32, *((4, width) if what == "keys" else (width, 4)))
+    getattr(case, what)[0, 1, 17, 3] = bad
+    for packer, device in ((naive_pack.pack, "cpu"), (pack.pack, DEVICE)):
+        with pytest.raises(NotFiniteError, match=f"{what} are not finite"):
+            packer(*case.arguments(device))
+
+
+@pytest.mark.parametrize("width", [4, 16])
+def test_what_is_stored_as_it_is_may_be_anything(width: int) -> None:
+    case = uniform(1, 1, 40, 32, 16, width)
+    case.values[0, 0, 4] = -float("inf")
+    if width == 16:
+        case.keys[0, 0, 3] = float("inf")
+    same(pack.pack(*case.arguments(DEVICE)), naive_pack.pack(*case.arguments()))
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
+def test_joined_parts_unpack_as_they_did_apart(order: list[int]) -> None:
+    plans = [(2, 4, 30), (1, 2, 9)]
+    parts = []
+    for seed, (batch, width, tokens) in enumerate(plans):
+        key_bits = torch.tensor(WIDTHS)[torch.arange(batch * 2 * 33) % 5].reshape(batch, 2, 33)
+        value_bits = torch.tensor(WIDTHS)[torch.arange(batch * 2 * tokens) % (1 + width)].reshape(batch, 2, tokens)
+        pinned = torch.arange(batch * 2 * tokens).reshape(value_bits.shape) % 7 == 0
+        parts.append(naive_pack.pack(*make_case(value_bits, key_bits, pinned, seed=seed).arguments()))
+    joined = join(parts, order)
+    assert (joined.batch, joined.heads, joined.dim) == (3, 2, 33)
+    assert [tuple(row[:6]) for row in joined.counts.tolist()] == list(joined.host_counts)
+    keys, values, held = naive_pack.unpack(joined)
+    alone = [(part, b) for part in parts for b in range(part.batch)]
+    for i, (part, b) in enumerate(alone[j] for j in order):
+        for row, single in enumerate(range(2 * b, 2 * b + 2), 2 * i):
+            k, v, h = naive_pack.unpack(part)
+            assert torch.equal(keys[row, held[row]], k[single, h[single]])
+            assert torch.equal(values[row, held[row]], v[single, h[single]])
+            assert torch.equal(joined.counts[row], part.counts[single])
+            assert joined.raw[row] == part.raw[single]
+
+
+def test_what_cannot_be_joined_is_named() -> None:
+    one = naive_pack.pack(*uniform(1, 2, 5, 32, 4, 4).arguments())
+    other = naive_pack.pack(*uniform(1, 1, 5, 32, 4, 4).arguments())
+    half = naive_pack.pack(
+        *make_case(torch.full((1, 2, 5), 4), torch.full((1, 2, 32), 4), None, torch.half).arguments()
+    )
+    for odd in (other, half):
+        with pytest.raises(ValueError, match="parts differ"):
+            join([one, odd], [0, 1])
+    with pytest.raises(ValueError, match="each of the parts' sequences once"):
+        join([one, one], [0, 0])
