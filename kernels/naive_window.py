@@ -63,6 +63,6 @@ def key_statistics(keys: Tensor) -> tuple[Tensor, Tensor]:
     Holds ``CHUNK_ELEMENTS`` keys in float32, or those of one KV head if these are more.
     """
     step = max(1, CHUNK_ELEMENTS // (keys[:, 0].numel() or 1))
-    parts = [torch.var_mean(part.float(), 2, correction=0) for part in keys.split(step, 1)]
+    parts = [torch.var_mean(part.float(), 2, correction=0) for part in torch.split(keys, step, 1)]
     variance, mean = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
     return mean, variance

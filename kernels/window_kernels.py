@@ -8,20 +8,24 @@ computed twice and stored never.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+# ruff: noqa: N803, SIM108
 
 from __future__ import annotations
+
+import os
 
 import triton
 import triton.language as tl
 
-_SIZES = ["scale", "tokens", "chunk", "rows", "width", "heads", "splits", "blocks"]  # no kernel of its own for each
+_SIZES = ["scale", "tokens", "chunk", "rows", "width", "heads", "splits"]  # no kernel of its own for each
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
 
 @triton.jit
 def _load_keys(keys, start, tokens, stride, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
     """Keys of ``BT`` tokens, ``[BT, BD]``; zeros beyond the prompt and the head dimension."""
     t, d = tl.arange(0, BT), tl.arange(0, BD)
-    at = keys + start.to(tl.int64) * stride + t[:, None] * stride + d[None, :]
+    at = keys + tl.cast(start, tl.int64) * stride + t[:, None] * stride + d[None, :]
     return tl.load(at, mask=(start + t < tokens)[:, None] & (d < D)[None, :], other=0.0)
 
 
@@ -31,6 +35,14 @@ def _load_queries(queries, row, rows, width, stride_h, stride_t, D: tl.constexpr
     d = tl.arange(0, BD)
     at = (row // width).to(tl.int64) * stride_h + (row % width) * stride_t
     return tl.load(queries + at[:, None] + d[None, :], mask=(row < rows)[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _dot(a, b):
+    """``a @ b^T`` in float32; tensor cores take 16-bit floats as they are."""
+    if _INTERPRETED:  # it would multiply the bits of bfloat16
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, tl.trans(b), input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -51,7 +63,7 @@ def lse_kernel(
     first = split * chunk
     for start in tl.range(first, tl.minimum(first + chunk, tokens), BT, num_stages=STAGES):
         k = _load_keys(keys, start, tokens, k_stride_t, D, BT, BD)
-        x = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BR, BT]
+        x = _dot(q, k) * scale  # [BR, BT]
         x = tl.where((start + tl.arange(0, BT))[None, :] <= last[:, None], x, float("-inf"))
         new = tl.maximum(top, tl.max(x, 1))
         safe = tl.where(new == float("-inf"), 0.0, new)  # nothing seen yet: keep the differences from NaN
@@ -77,48 +89,39 @@ def merge_lse_kernel(partial, lse, rows, splits, BR: tl.constexpr, BS: tl.conste
     tl.store(lse + row, top + tl.log2(total), mask=row < rows)
 
 
-@triton.jit
-def _moment(k, q, lse, last, t, scale, MOMENT: tl.constexpr):
-    """The moment over one block of queries, ``[BT]``, and NaN in ``max`` too if a query attends to NaN."""
-    x = tl.dot(k, tl.trans(q), input_precision="ieee") * scale  # [BT, BR]
-    a = tl.where(t[:, None] <= last[None, :], tl.exp2(x - lse[None, :]), 0.0)
-    if MOMENT == "max":
-        return tl.max(a, 1) + tl.sum(0.0 * lse, 0)
-    if MOMENT == "square":
-        return tl.sum(a * a, 1)
-    return tl.sum(a, 1)
-
-
 @triton.jit(do_not_specialize=_SIZES)
 def moment_kernel(
-    queries, keys, lse, out, scale, tokens, chunk, rows, width, heads, blocks,
+    queries, keys, lse, out, scale, tokens, chunk, rows, width, heads,
     q_stride_b, q_stride_kv, q_stride_h, q_stride_t, k_stride_b, k_stride_h, k_stride_t,
-    D: tl.constexpr, BR: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
-    MOMENT: tl.constexpr, ONE: tl.constexpr, STAGES: tl.constexpr,
+    D: tl.constexpr, BR: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr, MOMENT: tl.constexpr,
 ):  # fmt: skip
-    """A moment of the attention of all queries to a chunk of tokens, into ``out [B * H, T]``; ``ONE`` block or more."""
-    head, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * chunk
+    """Moment of a block of queries' attention to a chunk of tokens, into ``out [blocks, B * H, T]``."""
+    row = tl.program_id(0) * BR + tl.arange(0, BR)
+    head, first = tl.program_id(1).to(tl.int64), tl.program_id(2) * chunk
     keys += (head // heads) * k_stride_b + (head % heads) * k_stride_h
     queries += (head // heads) * q_stride_b + (head % heads) * q_stride_kv
-    row = tl.arange(0, BR)
-    far = 1e30  # log-sum-exp of rows that are none: their attention is 0
     q = _load_queries(queries, row, rows, width, q_stride_h, q_stride_t, D, BD)  # [BR, BD]
-    z = tl.load(lse + head * rows + row, mask=row < rows, other=far)
+    last = tokens - width + row % width  # the token that a query sits on
+    z = tl.load(lse + head * rows + row, mask=row < rows, other=1e30)  # no attention of rows beyond the last
+    broken = tl.sum(0.0 * z, 0)  # NaN if a query attends to NaN, which a maximum would pass over
+    out += (tl.program_id(0) * tl.num_programs(1) + head) * tokens
     for start in tl.range(first, tl.minimum(first + chunk, tokens), BT, num_stages=STAGES):
         t = start + tl.arange(0, BT)
         k = _load_keys(keys, start, tokens, k_stride_t, D, BT, BD)
-        acc = _moment(k, q, z, tokens - width + row % width, t, scale, MOMENT)
-        if not ONE:
-            for block in range(1, blocks):
-                r = block * BR + row
-                q_next = _load_queries(queries, r, rows, width, q_stride_h, q_stride_t, D, BD)
-                z_next = tl.load(lse + head * rows + r, mask=r < rows, other=far)
-                more = _moment(k, q_next, z_next, tokens - width + r % width, t, scale, MOMENT)
-                if MOMENT == "max":
-                    acc = tl.maximum(acc, more, propagate_nan=tl.PropagateNan.ALL)
-                else:
-                    acc += more
-        tl.store(out + head * tokens + t, acc, mask=t < tokens)
+        # Queries lie along the second dimension, where a reduction stays within a few lanes.
+        if q.dtype == tl.float32:  # the other way round the compiler would hold all of q in registers
+            x = tl.trans(_dot(q, k))
+        else:
+            x = _dot(k, q)  # [BT, BR]
+        a = tl.exp2(x * scale - z[None, :])
+        a = tl.where(t[:, None] <= last[None, :], a, 0.0)
+        if MOMENT == "max":
+            moment = tl.max(a, 1) + broken
+        elif MOMENT == "square":
+            moment = tl.sum(a * a, 1)
+        else:
+            moment = tl.sum(a, 1)
+        tl.store(out + t, moment, mask=t < tokens)
 
 
 @triton.jit(do_not_specialize=_SIZES)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-# Bound on the float32 attention weights alive at once, in elements (256 MiB): one KV head of a
-# 128K prompt with 32 window queries and a group of 4 takes a quarter of it.
-CHUNK_ELEMENTS = 1 << 26
+from ..kernels import naive_window
+from ..kernels.naive_window import Moment
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,23 @@ class Observation:
         tail = self.queries[:, :, self.tokens - width :]
         return tail.reshape(tail.shape[0], self.heads, self.groups, width, -1)
 
+    def attention_moment(self, window: int, moment: Moment) -> Tensor:
+        """``max a``, ``sum a`` or ``sum a^2`` of each token over the window's queries and the KV head's group.
+
+        Of the attention itself nothing is held on a GPU, and a chunk at a time elsewhere.
+
+        Returns:
+            ``[B, H, T]`` float32.
+        """
+        queries = self.window_queries(window)
+        token: Tensor = self._kernels().token_moments(queries, self.keys, self.scale, moment)
+        return token
+
+    def key_statistics(self, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each key channel over the tokens from ``start`` on, both ``[B, H, D]`` float32."""
+        mean, variance = self._kernels().key_statistics(self.keys[:, :, start:])
+        return mean, variance
+
     def attention(self, window: int) -> Tensor:
         """Causal attention of the window over the prompt, ``[B, H, G, W, T]`` float32.
 
@@ -59,23 +77,23 @@ class Observation:
         return torch.cat([weights for _, weights in self.attention_chunks(window)], dim=1)
 
     def attention_chunks(self, window: int) -> Iterator[tuple[slice, Tensor]]:
-        """Pairs of a slice of KV heads and their window attention ``[B, h, G, W, T]`` float32."""
-        queries = self.window_queries(window)  # [B, H, G, W, D]
-        batch, heads, groups, width, _ = queries.shape
-        step = max(1, CHUNK_ELEMENTS // (batch * groups * width * self.tokens))
-        hidden = self._future_mask(width)  # [W, T]
-        for start in range(0, heads, step):
-            part = slice(start, min(start + step, heads))
-            flat = queries[:, part].flatten(2, 3).float()  # [B, h, G * W, D]
-            logits = torch.matmul(flat, self.keys[:, part].float().transpose(-1, -2))
-            logits = logits.reshape(batch, -1, groups, width, self.tokens)
-            yield part, logits.mul_(self.scale).masked_fill_(hidden, float("-inf")).softmax(-1)
+        """Pairs of a slice of KV heads and their window attention ``[B, h, G, W, T]`` float32.
+
+        A chunk has 256 MiB of weights at most, or is one KV head. Where a moment is enough,
+        `attention_moment` is faster.
+        """
+        return naive_window.attention_chunks(self.window_queries(window), self.keys, self.scale)
 
     def visible(self, window: int) -> Tensor:
         """How many of the window's queries see each token, ``[T]`` float32 (the last ones see fewer)."""
-        width = min(window, self.tokens)
-        return (~self._future_mask(width)).sum(0).float()
+        after = torch.arange(self.tokens, 0, -1, dtype=torch.float32, device=self.keys.device)
+        return after.clamp(max=min(window, self.tokens))
 
-    def _future_mask(self, width: int) -> Tensor:
-        positions = torch.arange(self.tokens, device=self.keys.device)
-        return positions[None, :] > positions[self.tokens - width :, None]  # [W, T]
+    def _kernels(self) -> ModuleType:
+        """`kernels.window` where it can run, else its twin in plain PyTorch."""
+        if self.keys.is_cuda and find_spec("triton") is not None:
+            from ..kernels import window  # not above: it needs Triton
+
+            if self.keys.dtype == self.queries.dtype in window.DTYPES:
+                return window
+        return naive_window

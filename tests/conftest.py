@@ -11,6 +11,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+
+# Without a GPU kernels run in Triton's interpreter; it has to know before transformers imports it.
+os.environ["TRITON_INTERPRET"] = os.environ.get("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rdkv.kernels import naive_window
 from rdkv.plugins.rdkv.scorer import AttentionDistortion, AttentionDistortionOptions, smooth
-from rdkv.runtime import observation as observation_module
 from rdkv.runtime.checks import check_scores
 from rdkv.runtime.observation import Observation
 from rdkv.runtime.plan import Scores
@@ -233,7 +233,7 @@ def test_attention_in_chunks_is_the_same(weight: str, elements: int, monkeypatch
     options = {"window": 8, "token_weight": weight, "channel_weight": "attention"}
     whole = score(observation, **options)
     assert len(list(observation.attention_chunks(8))) == 1
-    monkeypatch.setattr(observation_module, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(naive_window, "CHUNK_ELEMENTS", elements)
     assert len(list(observation.attention_chunks(8))) == H
     chunked = score(observation, **options)
     torch.testing.assert_close(chunked.token, whole.token)

@@ -1,4 +1,4 @@
-"""Moments of the window's attention, gathered head by head so that it never exists as a whole."""
+"""Moments of the window's attention, which never exists as a whole."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...kernels.naive_window import Moment
 from ...runtime.observation import Observation
 
 TokenWeight = Literal[
     "first-moment", "root-second-moment", "max", "first-moment-distance", "root-second-moment-distance"
 ]
+MOMENTS: dict[TokenWeight, Moment] = {"first-moment": "sum", "root-second-moment": "square", "max": "max"}
 
 
 @dataclass(frozen=True)
@@ -29,29 +31,39 @@ class Moments:
 
 
 def window_moments(observation: Observation, window: int, weight: TokenWeight, per_query: bool) -> Moments:
-    """Moments of the attention of the last ``window`` queries."""
-    seen = observation.visible(window) * observation.groups  # [T] queries that see a token
+    """Moments of the attention of the last ``window`` queries.
+
+    Those with distances, and those of each query, are gathered from chunks (`Observation.attention_chunks`).
+    """
+    if not per_query and not weight.endswith("distance"):
+        return Moments(_mean(observation.attention_moment(window, MOMENTS[weight]), observation, window, weight), None)
     tokens, queries = [], []
     for heads, attention in observation.attention_chunks(window):  # [B, h, G, W, T]
-        squared = None
-        if per_query or weight.endswith("distance"):
-            squared = _squared_distance(attention, observation.values[:, heads].float())
-        tokens.append(_token_weight(attention, squared, weight, seen))
-        if per_query and squared is not None:
+        squared = _squared_distance(attention, observation.values[:, heads].float())
+        tokens.append(_token_moment(attention, squared, weight))
+        if per_query:
             queries.append((attention.square() * squared).sum(-1))
-    return Moments(torch.cat(tokens, 1), torch.cat(queries, 1) if queries else None)
+    token = _mean(torch.cat(tokens, 1), observation, window, weight)
+    return Moments(token, torch.cat(queries, 1) if queries else None)
 
 
-def _token_weight(attention: Tensor, squared: Tensor | None, weight: TokenWeight, seen: Tensor) -> Tensor:
+def _token_moment(attention: Tensor, squared: Tensor, weight: TokenWeight) -> Tensor:
+    """What a chunk of attention ``[B, h, G, W, T]`` adds to the weights, ``[B, h, T]``."""
     if weight == "max":
         return attention.amax((2, 3))
     first = weight.startswith("first")
     power = attention if first else attention.square()
     if weight.endswith("distance"):
-        assert squared is not None
         power = power * (squared.sqrt() if first else squared)
-    mean = power.sum((2, 3)) / seen
-    return mean if first else mean.sqrt()
+    return power.sum((2, 3))
+
+
+def _mean(moment: Tensor, observation: Observation, window: int, weight: TokenWeight) -> Tensor:
+    """The weight from its sum over queries: a mean over those that see the token, and its root for a second moment."""
+    if weight == "max":
+        return moment
+    mean = moment.div_(observation.visible(window) * observation.groups)
+    return mean if weight.startswith("first") else mean.sqrt_()
 
 
 def _squared_distance(attention: Tensor, values: Tensor) -> Tensor:

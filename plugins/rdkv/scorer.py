@@ -62,26 +62,26 @@ class AttentionDistortion(Scorer):
         moments = window_moments(
             observation, options.window, options.token_weight, per_query=options.channel_weight == "attention"
         )
-        token = moments.token.clone()
+        token = moments.token
         token[..., :sinks] = 0.0  # they are kept anyway, and must not lift their neighbours
-        pinned = torch.zeros_like(token, dtype=torch.bool)
-        pinned[..., :sinks] = True
+        pinned = None
+        if sinks:
+            pinned = torch.zeros_like(token, dtype=torch.bool)
+            pinned[..., :sinks] = True
         return Scores(
             token=smooth(token, options.smoothing, options.kernel),
             channel=self._channel(observation, moments, sinks),
-            pinned=pinned if sinks else None,
+            pinned=pinned,
         )
 
     def _channel(self, observation: Observation, moments: Moments, sinks: int) -> Tensor:
-        queries = observation.window_queries(self.options.window).float()  # [B, H, G, W, D]
-        coded = observation.keys[:, :, sinks if sinks < observation.tokens else 0 :].float()
+        power = observation.window_queries(self.options.window).float().square()  # [B, H, G, W, D]
+        if moments.query is not None:
+            power = power * moments.query.unsqueeze(-1)
+        mean, spread = observation.key_statistics(sinks if sinks < observation.tokens else 0)
         if self.options.channel_weight == "think":
-            return queries.square().mean((2, 3)) * coded.square().mean(2)
-        spread = coded.var(2, unbiased=False)
-        if self.options.channel_weight == "variance":
-            return queries.square().mean((2, 3)) * spread
-        assert moments.query is not None
-        return (queries.square() * moments.query.unsqueeze(-1)).mean((2, 3)) * spread
+            spread = spread + mean.square()
+        return power.mean((2, 3)) * spread
 
 
 def smooth(token: Tensor, width: int, kernel: str) -> Tensor:
