@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import pack_kernels as kernels
+from . import pack_measure_kernels as measuring
+from . import pack_write_kernels as writing
 from .packed import COLUMNS, KEY_EXPONENT, NOT_FINITE, VALUE_EXPONENT, NotFiniteError, Packed, blocks, layout
 
 SPAN = 1024  # tokens of one program that lists them
@@ -78,25 +79,25 @@ def _measure(given: _Input) -> _Tables:
         return torch.empty(shape, dtype=dtype, device=keys.device)
 
     tables = _Tables(
-        report=new(rows, kernels.REPORT),
+        report=new(rows, measuring.REPORT),
         token=new(rows, tokens),
         affine=new(rows, tokens, 2, dtype=torch.float16),
         key_affine=new(rows, dim, 2, dtype=torch.float16),
         place=new(rows, 8, tile["DP"]),
     )
-    tally = new(rows, spans, kernels.KINDS)
-    kernels.tally_kernel[spans, rows](given.value_bits, given.pinned, tally, tokens, SPAN=SPAN)
-    kernels.slots_kernel[spans, rows](
+    tally = new(rows, spans, measuring.KINDS)
+    measuring.tally_kernel[spans, rows](given.value_bits, given.pinned, tally, tokens, SPAN=SPAN)
+    measuring.slots_kernel[spans, rows](
         given.value_bits, given.key_bits, given.pinned, tally, tables.report, tables.token, tokens,
         **padded, SPAN=SPAN, BS=128,
     )  # fmt: skip
     low, high = new(2, rows, chunks, dim, dtype=torch.float32)
     parts = (new(rows, chunks, dtype=torch.float32), low, high, new(rows, chunks, dim, dtype=torch.float64))
-    kernels.measure_kernel[chunks, rows](
+    measuring.measure_kernel[chunks, rows](
         keys, *keys.stride()[:3], values, *values.stride()[:3], tables.report, tables.token, *parts, tables.affine,
         tokens, **tile, BT=min(CHUNK, TILE // tile["DP"]), CHUNK=CHUNK,
     )  # fmt: skip
-    kernels.tables_kernel[rows,](
+    measuring.tables_kernel[rows,](
         given.key_bits, tables.report, *parts, tables.key_affine, tables.place, chunks,
         **padded, BC=TILE // tile["DP"], CHUNK=CHUNK, num_warps=8,
     )  # fmt: skip
@@ -141,13 +142,13 @@ def _write(given: _Input, tables: _Tables, packed: Packed) -> None:
     most_copied = max(n - n2 + p for n, n2, _, _, p, _ in packed.host_counts)
     if most_coded:
         words = max(2, 1024 // tile["DP"])
-        kernels.keys_kernel[-(-2 * blocks(most_coded) // words), rows](
+        writing.keys_kernel[-(-2 * blocks(most_coded) // words), rows](
             keys, *keys.stride()[:3], given.key_bits, *where, tables.key_affine, tables.place,
             packed.key_codes, packed.key_columns, tokens, **tile, W=words,
         )  # fmt: skip
     if most_quantised:
         span = max(1, 512 // tile["DP"])
-        kernels.values_kernel[-(-blocks(most_quantised) // span), rows](
+        writing.values_kernel[-(-blocks(most_quantised) // span), rows](
             values, *values.stride()[:3], *where, tables.affine,
             packed.value_codes.view(torch.int32), packed.value_affine, tokens, **tile, Q=span,
         )  # fmt: skip
@@ -155,7 +156,7 @@ def _write(given: _Input, tables: _Tables, packed: Packed) -> None:
         span = TILE // tile["DP"]
         as_integers = torch.int16 if keys.element_size() == 2 else torch.int32
         data = (t.view(as_integers) for t in (packed.whole_values, packed.pinned_keys, packed.pinned_values))
-        kernels.copies_kernel[-(-most_copied // span), rows](
+        writing.copies_kernel[-(-most_copied // span), rows](
             keys.view(as_integers), *keys.stride()[:3], values.view(as_integers), *values.stride()[:3],
             *where, *data, tokens, **tile, BT=span,
         )  # fmt: skip

@@ -1,14 +1,13 @@
-"""Triton kernels that pack keys and values into the tensors of `Packed`; `naive_pack.pack` is their meaning.
+"""Triton kernels that list and measure what is to be packed, before `pack_write_kernels` write it.
 
-    zero = below(min x)    scale = above((max x - zero) / (2^b - 1))    code = round((x - zero) / scale)
+    zero = below(min x)    scale = above((max x - zero) / (2^b - 1))
 
-in float32 with correctly rounded division, ``below`` and ``above`` to the next float16, ties to even: each scale,
-zero point and code is that of the twin, bit for bit. In order:
+in float32 with correctly rounded division, ``below`` and ``above`` to the next float16: each is that of the twin,
+`naive_pack.pack`, bit for bit. In order:
 
 * `tally_kernel` and `slots_kernel` count each row's tokens and list them in order of slots, pinned ones last.
 * `measure_kernel` gathers the coded ones: extremes and sums of the key channels, affine of the values.
 * `tables_kernel` merges them for each row: affine and places of the key channels.
-* `keys_kernel`, `values_kernel` and `copies_kernel` gather again and write codes, or what is stored as it is.
 
 Tokens are of a kind: 0, 1, 2 for values of 8, 4 and 2 bits, 3 for whole ones, 4 pinned, 5 dropped.
 """
@@ -18,13 +17,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .packed import NOT_FINITE
+from .packed import CODED, CODED4, CODED8, COLUMNS, KEY_EXPONENT, NOT_FINITE, PINNED, TOKENS, VALUE_EXPONENT
 
 KINDS = 8  # of which 5 are counted; a power of two
 REPORT = 9  # columns of the report: those of `Packed.counts`, then tokens that are pinned as nothing is quantised
 
 _KINDS, _REPORT, _NOT_FINITE = tl.constexpr(KINDS), tl.constexpr(REPORT), tl.constexpr(NOT_FINITE)
-_ROUND = tl.constexpr(1.5 * 2**23)  # adding it to a float32 below 2 ** 22 rounds to an integer, ties to even
+_N, _N2, _N4, _N8 = (tl.constexpr(i) for i in (TOKENS, CODED, CODED4, CODED8))
+_P, _C, _KE, _VE = (tl.constexpr(i) for i in (PINNED, COLUMNS, KEY_EXPONENT, VALUE_EXPONENT))
+_RAW = tl.constexpr(REPORT - 1)
 
 
 @triton.jit
@@ -44,16 +45,7 @@ def _affine(low, high, largest):
 
 
 @triton.jit
-def _codes(x, scale, zero, largest):
-    """Codes of ``x``, int32."""
-    scale = scale.to(tl.float32)
-    steps = tl.div_rn(x - zero.to(tl.float32), tl.where(scale > 0, scale, 1.0) + tl.zeros_like(x))
-    steps = (steps + _ROUND) - _ROUND
-    return tl.minimum(tl.maximum(steps, 0.0), largest).to(tl.int32)
-
-
-@triton.jit
-def _largest(width):
+def largest_code(width):
     """The largest code of each width."""
     return tl.where(width == 16, 65535.0, tl.where(width == 8, 255.0, tl.where(width == 4, 15.0, 3.0)))
 
@@ -90,7 +82,7 @@ def _kinds(value_bits, pinned, at, ok):
 
 
 @triton.jit
-def _tile(base, tokens, stride_t, di, ok, D: tl.constexpr):
+def tile(base, tokens, stride_t, di, ok, D: tl.constexpr):
     """Rows ``tokens`` of ``[T, D]``, ``[len(tokens), len(di)]``; 0 where not ``ok``."""
     at = tokens.to(tl.int64)[:, None] * stride_t + di[None, :]
     return tl.load(base + at, mask=ok[:, None] & (di < D)[None, :], other=0)
@@ -131,12 +123,12 @@ def slots_kernel(
     n -= raw
     if span == 0:
         report += row * _REPORT
-        tl.store(report, n)
-        tl.store(report + 1, n2)
-        tl.store(report + 2, n4)
-        tl.store(report + 3, n8)
-        tl.store(report + 4, raw + tl.sum(tl.where(ki == 4, total, 0), 0))
-        tl.store(report + 8, raw)
+        tl.store(report + _N, n)
+        tl.store(report + _N2, n2)
+        tl.store(report + _N4, n4)
+        tl.store(report + _N8, n8)
+        tl.store(report + _P, raw + tl.sum(tl.where(ki == 4, total, 0), 0))
+        tl.store(report + _RAW, raw)
     first, ti = row.to(tl.int64) * T, span * SPAN + tl.arange(0, SPAN)
     kind = _kinds(value_bits, pinned, first + ti, ti < T)
     kind = tl.where((raw > 0) & (kind == 3), 4, kind)
@@ -164,7 +156,8 @@ def measure_kernel(
     """
     chunk, row = tl.program_id(0), tl.program_id(1)
     report += row * _REPORT
-    n, n2, n4, n8 = tl.load(report), tl.load(report + 1), tl.load(report + 2), tl.load(report + 3)
+    n, n2 = tl.load(report + _N), tl.load(report + _N2)
+    n4, n8 = tl.load(report + _N4), tl.load(report + _N8)
     if chunk * CHUNK >= n:
         return
     keys += (row // H).to(tl.int64) * key_stride_b + (row % H).to(tl.int64) * key_stride_h
@@ -176,18 +169,18 @@ def measure_kernel(
         slot = start + tl.arange(0, BT)
         coded, quantised = slot < n, slot < n2
         ti = tl.load(token + first + slot, mask=coded, other=0)
-        k = _tile(keys, ti, key_stride_t, di, coded, D).to(tl.float32)
+        k = tile(keys, ti, key_stride_t, di, coded, D).to(tl.float32)
         k = tl.where(k == k, k, float("inf"))
         lows = tl.minimum(lows, tl.min(tl.where(coded[:, None], k, float("inf")), 0))
         highs = tl.maximum(highs, tl.max(tl.where(coded[:, None], k, float("-inf")), 0))
         totals += tl.sum(k.to(tl.float64), 0)
         if start < n2:
-            v = _tile(values, ti, value_stride_t, di, quantised, D).to(tl.float32)
+            v = tile(values, ti, value_stride_t, di, quantised, D).to(tl.float32)
             v = tl.where(v == v, v, float("inf"))
             inside, width = (di < D)[None, :], tl.where(slot < n8, 8, tl.where(slot < n4, 4, 2))
             v_low = tl.min(tl.where(inside, v, float("inf")), 1)
             v_high = tl.max(tl.where(inside, v, float("-inf")), 1)
-            scale, zero = _affine(v_low, v_high, _largest(width))
+            scale, zero = _affine(v_low, v_high, largest_code(width))
             tl.store(affine + (first + slot) * 2, scale, mask=quantised)
             tl.store(affine + (first + slot) * 2 + 1, zero, mask=quantised)
             top = tl.maximum(top, tl.max(tl.where(quantised, _peaks(scale, zero, width), 0.0), 0))
@@ -207,7 +200,7 @@ def tables_kernel(
     each plane of each channel, -1 for those beyond its width."""
     row = tl.program_id(0)
     report += row * _REPORT
-    n = tl.load(report)
+    n = tl.load(report + _N)
     di, first, end = tl.arange(0, DP), row.to(tl.int64) * chunks, (n + CHUNK - 1) // CHUNK
     lows, highs = tl.full([DP], float("inf"), tl.float32), tl.full([DP], float("-inf"), tl.float32)
     totals, top = tl.zeros([DP], tl.float64), tl.full([], 0.0, tl.float32)
@@ -219,7 +212,7 @@ def tables_kernel(
         totals += tl.sum(tl.load(total + at, mask=inside, other=0.0), 0)
         top = tl.maximum(top, tl.max(tl.load(peak + first + ci, mask=ci < end, other=0.0), 0))
     width = tl.load(key_bits + row * D + di, mask=di < D, other=0).to(tl.int32)
-    scale, zero = _affine(lows, highs, _largest(width))
+    scale, zero = _affine(lows, highs, largest_code(width))
     mean = (totals / tl.maximum(n, 1).to(tl.float64)).to(tl.float32).to(tl.float16)
     used = (n > 0) & (di < D)
     scale = tl.where(used & (width > 0), scale, 0.0).to(tl.float16)
@@ -231,128 +224,6 @@ def tables_kernel(
         has = (used & (width >= (2 if plane == 0 else 4 if plane == 1 else 8 if plane < 4 else 16))).to(tl.int32)
         tl.store(place + (row * 8 + plane) * DP + di, tl.where(has > 0, columns + tl.cumsum(has, 0) - 1, -1))
         columns += tl.sum(has, 0)
-    tl.store(report + 5, (columns + 15) // 16 * 16)
-    tl.store(report + 6, _exponent(tl.max(_peaks(scale, zero, width), 0)))
-    tl.store(report + 7, _exponent(top))
-
-
-@triton.jit
-def keys_kernel(
-    keys, stride_b, stride_h, stride_t, key_bits, counts, starts, token, key_affine, place, key_codes, key_columns, T,
-    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, W: tl.constexpr,
-):  # fmt: skip
-    """``W`` words of every column of one row, and its columns."""
-    block, row = tl.program_id(0), tl.program_id(1)
-    n = tl.load(counts + row * 8)
-    if block * W * 8 >= n:
-        return
-    columns = tl.load(counts + row * 8 + 5)
-    keys += (row // H).to(tl.int64) * stride_b + (row % H).to(tl.int64) * stride_h
-    token += row.to(tl.int64) * T
-    place += row * 8 * DP
-    di, wi = tl.arange(0, DP), block * W + tl.arange(0, W)
-    width = tl.load(key_bits + row * D + di, mask=di < D, other=0).to(tl.int32)
-    scale = tl.load(key_affine + (row * D + di) * 2, mask=di < D, other=0.0)[None, :]
-    zero = tl.load(key_affine + (row * D + di) * 2 + 1, mask=di < D, other=0.0)[None, :]
-    largest = _largest(width)[None, :]
-    out = key_codes + tl.load(starts + row * 6) + wi[:, None] * columns
-    stored = wi < (n + 15) // 16 * 2
-    for half in range(0, 1 + tl.max((width == 16).to(tl.int32), 0)):  # planes 0 to 3, then 4 to 7 if there are any
-        p0, p1 = tl.zeros([W, DP], tl.int32), tl.zeros([W, DP], tl.int32)
-        p2, p3 = tl.zeros([W, DP], tl.int32), tl.zeros([W, DP], tl.int32)
-        for j in tl.static_range(8):
-            ok = wi * 8 + j < n
-            x = _tile(keys, tl.load(token + wi * 8 + j, mask=ok, other=0), stride_t, di, ok, D)
-            code = tl.where(ok[:, None], _codes(x.to(tl.float32), scale, zero, largest), 0) >> (8 * half)
-            p0 |= (code & 3) << (2 * j)
-            p1 |= (code >> 2 & 3) << (2 * j)
-            p2 |= (code >> 4 & 3) << (2 * j)
-            p3 |= (code >> 6 & 3) << (2 * j)
-        _store_plane(out, place + half * 4 * DP, di, p0, stored)
-        _store_plane(out, place + (half * 4 + 1) * DP, di, p1, stored)
-        _store_plane(out, place + (half * 4 + 2) * DP, di, p2, stored)
-        _store_plane(out, place + (half * 4 + 3) * DP, di, p3, stored)
-    padding = columns - 16 + tl.arange(0, 16)
-    is_padding = (padding >= tl.sum(width, 0) // 2) & (padding >= 0)
-    nothing = tl.zeros([W, 16], tl.int16)
-    tl.store(out + padding[None, :], nothing, mask=stored[:, None] & is_padding[None, :])
-    if block == 0:
-        key_columns += tl.load(starts + row * 6 + 2)
-        for plane in tl.static_range(8):
-            at = tl.load(place + plane * DP + di)
-            tl.store(key_columns + at, (di | plane << 8).to(tl.int16), mask=at >= 0)
-        tl.store(key_columns + padding, tl.full([16], -1, tl.int16), mask=is_padding)
-
-
-@triton.jit
-def _store_plane(out, place, di, words, stored):
-    at = tl.load(place + di)
-    tl.store(out + at[None, :], words.to(tl.int16), mask=stored[:, None] & (at >= 0)[None, :])
-
-
-@triton.jit
-def values_kernel(
-    values, stride_b, stride_h, stride_t, counts, starts, token, affine, value_codes, value_affine, T,
-    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, Q: tl.constexpr,
-):  # fmt: skip
-    """``Q`` blocks of slots of one row's quantised values; ``value_codes`` as int32, the two words of a block."""
-    block, row = tl.program_id(0), tl.program_id(1)
-    n2 = tl.load(counts + row * 8 + 1)
-    if block * Q * 16 >= n2:
-        return
-    n4, n8 = tl.load(counts + row * 8 + 2), tl.load(counts + row * 8 + 3)
-    values += (row // H).to(tl.int64) * stride_b + (row % H).to(tl.int64) * stride_h
-    token += row.to(tl.int64) * T
-    affine += row.to(tl.int64) * T * 2
-    value_affine += tl.load(starts + row * 6 + 3) * 2
-    di, qi = tl.arange(0, DP), block * Q + tl.arange(0, Q)
-    p0, p1 = tl.zeros([Q, DP], tl.int32), tl.zeros([Q, DP], tl.int32)
-    p2, p3 = tl.zeros([Q, DP], tl.int32), tl.zeros([Q, DP], tl.int32)
-    for j in tl.static_range(16):
-        slot = qi * 16 + j
-        ok = slot < n2
-        ti = tl.load(token + slot, mask=ok, other=0)
-        scale = tl.load(affine + slot * 2, mask=ok, other=0.0)
-        zero = tl.load(affine + slot * 2 + 1, mask=ok, other=0.0)
-        tl.store(value_affine + slot * 2, scale, mask=ok)
-        tl.store(value_affine + slot * 2 + 1, zero, mask=ok)
-        largest = tl.where(slot < n8, 255.0, tl.where(slot < n4, 15.0, 3.0))[:, None]
-        x = _tile(values, ti, stride_t, di, ok, D).to(tl.float32)
-        code = tl.where(ok[:, None], _codes(x, scale[:, None], zero[:, None], largest), 0)
-        p0 |= (code & 3) << (2 * j)
-        p1 |= (code >> 2 & 3) << (2 * j)
-        p2 |= (code >> 4 & 3) << (2 * j)
-        p3 |= (code >> 6 & 3) << (2 * j)
-    b2, b4, b8 = (n2 + 15) // 16, (n4 + 15) // 16, (n8 + 15) // 16
-    out = value_codes + tl.load(starts + row * 6 + 1) // 2 + qi[:, None] * D + di[None, :]
-    inside = (di < D)[None, :]
-    tl.store(out, p0, mask=(qi < b2)[:, None] & inside)
-    tl.store(out + b2 * D, p1, mask=(qi < b4)[:, None] & inside)
-    tl.store(out + (b2 + b4) * D, p2, mask=(qi < b8)[:, None] & inside)
-    tl.store(out + (b2 + b4 + b8) * D, p3, mask=(qi < b8)[:, None] & inside)
-
-
-@triton.jit
-def copies_kernel(
-    keys, key_stride_b, key_stride_h, key_stride_t, values, value_stride_b, value_stride_h, value_stride_t,
-    counts, starts, token, whole_values, pinned_keys, pinned_values, T,
-    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr,
-):  # fmt: skip
-    """``BT`` of one row's tokens that are stored as they are: whole values, then pinned tokens. Data as integers."""
-    block, row = tl.program_id(0), tl.program_id(1)
-    n, n2 = tl.load(counts + row * 8), tl.load(counts + row * 8 + 1)
-    end = n + tl.load(counts + row * 8 + 4)
-    if n2 + block * BT >= end:
-        return
-    keys += (row // H).to(tl.int64) * key_stride_b + (row % H).to(tl.int64) * key_stride_h
-    values += (row // H).to(tl.int64) * value_stride_b + (row % H).to(tl.int64) * value_stride_h
-    di, slot = tl.arange(0, DP), n2 + block * BT + tl.arange(0, BT)
-    ti = tl.load(token + row.to(tl.int64) * T + slot, mask=slot < end, other=0)
-    value = _tile(values, ti, value_stride_t, di, slot < end, D)
-    whole, pin = (slot < n)[:, None] & (di < D)[None, :], ((slot >= n) & (slot < end))[:, None] & (di < D)[None, :]
-    at = (tl.load(starts + row * 6 + 4) + slot - n2)[:, None] * D + di[None, :]
-    tl.store(whole_values + at, value, mask=whole)
-    at = (tl.load(starts + row * 6 + 5) + slot - n)[:, None] * D + di[None, :]
-    tl.store(pinned_values + at, value, mask=pin)
-    key = _tile(keys, ti, key_stride_t, di, (slot >= n) & (slot < end), D)
-    tl.store(pinned_keys + at, key, mask=pin)
+    tl.store(report + _C, (columns + 15) // 16 * 16)
+    tl.store(report + _KE, _exponent(tl.max(_peaks(scale, zero, width), 0)))
+    tl.store(report + _VE, _exponent(top))
