@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from math import isfinite, isnan
 
 import torch
 from torch import Tensor
 
 from .discovery import one_line
 from .errors import PluginError, RdkvError
+from .findings import Finding, settle
 from .interfaces import PackedSegment, Scope
 from .ladder import Ladder
 from .observation import Observation
 from .plan import BitPlan, Budget, Scores
+
+NO_WIDTH = 256  # above what a byte holds
 
 
 @contextmanager
@@ -39,6 +44,15 @@ def check_scores(scores: Scores, observation: Observation, scorer: str) -> None:
     Raises:
         PluginError: saying what is wrong with which field.
     """
+    settle([examine_scores(scores, observation, scorer)])
+
+
+def examine_scores(scores: Scores, observation: Observation, scorer: str) -> Finding:
+    """As `check_scores`, but what only the device knows is left in a finding: least and greatest of each field.
+
+    Raises:
+        PluginError: for a type, a shape or a device.
+    """
     where = f"scorer {scorer!r}, layer {observation.layer}"
     if not isinstance(scores, Scores):
         raise PluginError(f"{where}: score() returned {type(scores).__name__}, not Scores")
@@ -48,56 +62,98 @@ def check_scores(scores: Scores, observation: Observation, scorer: str) -> None:
         _check_tensor(weights, shape, observation.keys.device, f"{where}: {name} scores")
         if weights.dtype != torch.float32:
             raise PluginError(f"{where}: {name} scores are {weights.dtype}, not torch.float32")
-        if not bool(weights.isfinite().all()):
-            kind = "NaN" if bool(weights.isnan().any()) else "infinite"
-            raise PluginError(f"{where}: some {name} scores are {kind}")
-        if bool((weights < 0).any()):
-            raise PluginError(f"{where}: some {name} scores are negative ({float(weights.min()):.3g})")
     if scores.pinned is not None:
         _check_tensor(scores.pinned, (batch, heads, tokens), observation.keys.device, f"{where}: pinned")
         if scores.pinned.dtype != torch.bool:
             raise PluginError(f"{where}: pinned is {scores.pinned.dtype}, not torch.bool")
 
+    def judge(figures: list[float]) -> None:
+        for name, (low, high) in zip(("token", "channel"), (figures[:2], figures[2:]), strict=True):
+            if not (isfinite(low) and isfinite(high)):
+                kind = "NaN" if isnan(low) else "infinite"
+                raise PluginError(f"{where}: some {name} scores are {kind}")
+            if low < 0:
+                raise PluginError(f"{where}: some {name} scores are negative ({low:.3g})")
 
-def check_plan(
-    plan: BitPlan, scores: Scores, ladder: Ladder, budget: Budget, allocator: str, scope: Scope, layer: str
-) -> None:
-    """Raise unless a plan has the scores' shape, keeps to the ladder and stays within the budget.
+    return Finding(torch.stack([*scores.token.aminmax(), *scores.channel.aminmax()]).double(), judge)
+
+
+def defuse(scores: Scores, finding: Finding) -> Scores:
+    """Scores that any allocator survives: all zero where their finding is going to object."""
+    least, greatest = finding.figures[0::2], finding.figures[1::2]
+    sound = ((least >= 0) & (greatest < float("inf"))).all()  # not so for NaN
+    token, channel = (torch.where(sound, weights, 0.0) for weights in (scores.token, scores.channel))
+    return Scores(token, channel, scores.pinned)
+
+
+def examine_plan(
+    plan: BitPlan,
+    scores: Scores,
+    ladder: Ladder,
+    budget: Budget,
+    allocator: str,
+    scope: Scope,
+    layer: str,
+    layers: int = 1,
+) -> Finding:
+    """Whether a plan has the scores' shape, keeps to the ladder and stays within the budget.
+
+    Args:
+        layers: how many layers' heads are side by side in the plan.
+
+    Returns:
+        Least width of values and of keys that is not the ladder's, bits of the dearest head or sequence, and
+        then the bits of every layer. Its objection says by how many bytes an allocator overspends, or which
+        width it made up.
 
     Raises:
-        PluginError: saying by how many bytes an allocator overspends, or which width it made up.
+        PluginError: for a type, a shape or a device.
     """
     where = f"allocator {allocator!r}, {layer}"
     if not isinstance(plan, BitPlan):
         raise PluginError(f"{where}: allocate() returned {type(plan).__name__}, not BitPlan")
-    device = scores.token.device
     fields = (
-        ("value_bits", plan.value_bits, scores.token, torch.uint8, ladder.value_bits),
-        ("key_bits", plan.key_bits, scores.channel, torch.uint8, ladder.key_bits),
-        ("pinned", plan.pinned, scores.token, torch.bool, None),
+        ("value_bits", plan.value_bits, scores.token, torch.uint8),
+        ("key_bits", plan.key_bits, scores.channel, torch.uint8),
+        ("pinned", plan.pinned, scores.token, torch.bool),
     )
-    for name, tensor, like, dtype, levels in fields:
-        _check_tensor(tensor, tuple(like.shape), device, f"{where}: {name}")
+    for name, tensor, like, dtype in fields:
+        _check_tensor(tensor, tuple(like.shape), like.device, f"{where}: {name}")
         if tensor.dtype != dtype:
             raise PluginError(f"{where}: {name} is {tensor.dtype}, not {dtype}")
-        if levels is not None and (odd := set(torch.unique(tensor).tolist()) - set(levels)):
-            raise PluginError(f"{where}: {name} has a width of {min(odd)} bits; the format has {levels}")
-    cost = ladder.cost(plan)  # [B, H]
-    limit, spent, whose = (budget.per_head, cost, " a head") if scope == "head" else (budget.total, cost.sum(1), "")
-    if bool((spent > limit).any()):
-        over = (int(spent.max()) - limit + 7) // 8
-        raise PluginError(f"{where}: overspends the budget of {limit // 8} bytes{whose} by {over} bytes")
+    levels = {"value_bits": ladder.value_bits, "key_bits": ladder.key_bits}
+    limit, whose = (budget.per_head, " a head") if scope == "head" else (budget.total, "")
+
+    def judge(figures: list[float]) -> None:
+        for (name, known), odd in zip(levels.items(), figures, strict=False):
+            if odd < NO_WIDTH:
+                raise PluginError(f"{where}: {name} has a width of {odd:.0f} bits; the format has {known}")
+        if figures[2] > limit:
+            over = (int(figures[2]) - limit + 7) // 8
+            raise PluginError(f"{where}: overspends the budget of {limit // 8} bytes{whose} by {over} bytes")
+
+    odd = [_odd_widths(known, scores.token.device)[getattr(plan, name).int()].amin() for name, known in levels.items()]
+    cost = ladder.cost(plan)  # [B, layers * H]
+    dearest = (cost if scope == "head" else cost.sum(1)).amax()
+    return Finding(torch.stack([*odd, dearest, *cost.reshape(cost.shape[0], layers, -1).sum((0, 2))]).double(), judge)
 
 
-def check_segment(segment: PackedSegment, plan: BitPlan, ladder: Ladder, format_: str, layer: int) -> None:
-    """Raise if a packed segment holds more bytes than its format's ladder said.
+@cache
+def _odd_widths(levels: tuple[int, ...], device: torch.device) -> Tensor:
+    """``[256]``: every width itself, but ``NO_WIDTH`` for those of ``levels``. Made once: a GPU is waited for."""
+    table = torch.arange(NO_WIDTH)
+    table[list(levels)] = NO_WIDTH
+    return table.to(device)
+
+
+def check_segment(segment: PackedSegment, promised: int, format_: str, layer: int) -> None:
+    """Raise if a packed segment holds more than the ``promised`` bits, those of its format's ladder.
 
     Raises:
         PluginError: with both figures.
     """
     if not isinstance(segment, PackedSegment):
         raise PluginError(f"format {format_!r}, layer {layer}: pack() returned {type(segment).__name__}")
-    promised = int(ladder.cost(plan).sum())
     if segment.nbytes * 8 > promised:
         raise PluginError(
             f"format {format_!r}, layer {layer}: holds {segment.nbytes} bytes, its ladder promised {promised // 8}"

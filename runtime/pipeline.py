@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .budget import head_bits
 from .calibration import load_calibration
-from .checks import blame, check_plan, check_scores, check_segment
+from .checks import blame, check_segment, defuse, examine_plan, examine_scores
 from .config import CompressionConfig
+from .findings import Finding, settle
 from .interfaces import Allocator, CacheFormat, PackedSegment, Scorer
 from .ladder import Ladder
 from .observation import Observation
@@ -23,12 +24,25 @@ from .support import text_config
 
 @dataclass
 class Pending:
-    """A scored layer that is not packed yet; 16-bit keys and values live in it."""
+    """A scored layer that is not packed yet; 16-bit keys and values live in it.
+
+    What was found about its scores is not read yet: the device need not be waited for until they are allocated.
+    """
 
     keys: Tensor
     values: Tensor
     scores: Scores
+    finding: Finding
     layer: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One layer's plan, the bits that it costs, and whether it keeps everything as it is."""
+
+    plan: BitPlan
+    bits: int
+    whole: bool
 
 
 class Pipeline:
@@ -52,9 +66,9 @@ class Pipeline:
         """Score one layer, and keep what packing needs: keys and values in their storage type."""
         with blame(f"scorer {self.config.scorer!r}", f"layer {observation.layer}"):
             scores = self.scorer.score(observation)
-        check_scores(scores, observation, self.config.scorer)
+        finding = examine_scores(scores, observation, self.config.scorer)
         dtype = self.storage_dtype(observation)
-        return Pending(observation.keys.to(dtype), observation.values.to(dtype), scores, observation.layer)
+        return Pending(observation.keys.to(dtype), observation.values.to(dtype), scores, finding, observation.layer)
 
     def storage_dtype(self, observation: Observation) -> torch.dtype:
         """Type of everything that is not quantised: the model's if it has 16 bits.
@@ -73,27 +87,33 @@ class Pipeline:
         """The format's ladder for a prompt of ``tokens`` tokens."""
         return self.format.ladder(head_dim, tokens, self.distortion)
 
-    def allocate(self, layers: list[Pending]) -> list[BitPlan]:
-        """Plans of layers that share a budget: one layer, or all of the model for scope ``model``."""
+    def allocate(self, layers: list[Pending]) -> list[Planned]:
+        """Plans of layers that share a budget: one layer, or all of the model for scope ``model``.
+
+        The device is asked once, about scores and plan together.
+        """
         first = layers[0]
         _, heads, tokens, dim = first.keys.shape
         ladder = self.ladder(tokens, dim)
         budget = Budget(head_bits(self.config, tokens, dim, heads, self.layers), heads * len(layers))
-        scores = _stack([layer.scores for layer in layers])
+        scores = _stack([defuse(layer.scores, layer.finding) for layer in layers])
         name = f"layer {first.layer}" if len(layers) == 1 else f"layers {first.layer} to {layers[-1].layer}"
-        with blame(f"allocator {self.config.allocator!r}", name):
+        allocator, scope = self.config.allocator, self.allocator.scope
+        with blame(f"allocator {allocator!r}", name):
             plan = self.allocator.allocate(scores, ladder, budget)
-        check_plan(plan, scores, ladder, budget, self.config.allocator, self.allocator.scope, name)
-        fields = [torch.split(t, heads, 1) for t in (plan.value_bits, plan.key_bits, plan.pinned)]
-        return [BitPlan(*part) for part in zip(*fields, strict=True)]
+        finding = examine_plan(plan, scores, ladder, budget, allocator, scope, name, len(layers))
+        *_, (_, _, _, *bits) = settle([*(layer.finding for layer in layers), finding])
+        fields = (torch.split(t, heads, 1) for t in (plan.value_bits, plan.key_bits, plan.pinned))
+        plans = [BitPlan(*part) for part in zip(*fields, strict=True)]
+        roomy = budget.total >= heads * ladder.full_cost  # enough to keep one layer, so that it is worth asking
+        return [Planned(part, int(cost), roomy and part.is_identity) for part, cost in zip(plans, bits, strict=True)]
 
-    def pack(self, layer: Pending, plan: BitPlan) -> PackedSegment:
+    def pack(self, layer: Pending, planned: Planned) -> PackedSegment:
         """Pack one layer."""
-        _, _, tokens, dim = layer.keys.shape
         with blame(f"format {self.config.format!r}", f"layer {layer.layer}"):
-            segment = self.format.pack(layer.keys, layer.values, plan)
+            segment = self.format.pack(layer.keys, layer.values, planned.plan)
         if layer.keys.dtype != torch.float32:
-            check_segment(segment, plan, self.ladder(tokens, dim), self.config.format, layer.layer)
+            check_segment(segment, planned.bits, self.config.format, layer.layer)
         return segment
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .errors import UnsupportedModelError
 from .observation import Observation
 from .pipeline import Pending, Pipeline
 from .plan import Scores
+from .stopwatch import Stopwatch
 from .support import check_window
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Session:
 
     Attributes:
         prompt_lengths: real tokens of each sequence's prompt, once it is known.
-        seconds: time spent on scoring, allocating and packing.
+        padding: the mask last read, which all layers of a pass share, and where each sequence starts by it.
+        stopwatch: time spent on scoring, allocating and packing.
         failed: whether an error cut the prompt's pass short, so that only some layers hold it.
         scores: scores of each layer and group, if they are kept.
         waiting: layers that are scored and not packed yet.
@@ -55,7 +57,8 @@ class Session:
     pipeline: Pipeline
     keep_scores: bool = False
     prompt_lengths: list[int] = field(default_factory=list)
-    seconds: float = 0.0
+    padding: tuple[ReferenceType[Tensor], list[int]] | None = None
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     failed: bool = False
     scores: dict[int, list[Scores]] = field(default_factory=dict)
     waiting: list[Waiting] = field(default_factory=list)
@@ -72,22 +75,28 @@ class Session:
             UnsupportedModelError: padding that is not on the left, an empty sequence, too long a prompt.
         """
         batch, tokens = keys.shape[0], keys.shape[2]
-        starts = [0] * batch
-        if mask is not None:
-            real = mask[:, :tokens].long()
-            starts = (tokens - real.sum(1)).tolist()
-            if bool((real.diff(dim=1) < 0).any()):
-                raise UnsupportedModelError("the prompt is padded on the right or inside; pad on the left")
-            if tokens in starts:
-                raise UnsupportedModelError(f"sequence {starts.index(tokens)} of the batch has no tokens")
+        starts = [0] * batch if mask is None else self._starts(mask, tokens)
         self.prompt_lengths = [tokens - start for start in starts]
         check_window(self.model_config, max(self.prompt_lengths))
         return [Group([r for r, s in enumerate(starts) if s == start], start) for start in sorted(set(starts))]
 
+    def _starts(self, mask: Tensor, tokens: int) -> list[int]:
+        """Where each sequence starts behind its padding; the device is asked once for all layers."""
+        if self.padding is None or self.padding[0]() is not mask:
+            real = mask[:, :tokens].long()
+            outside = (real.diff(dim=1) < 0).sum().unsqueeze(0)  # padding after a token
+            *starts, misplaced = torch.cat([tokens - real.sum(1), outside]).tolist()
+            if misplaced:
+                raise UnsupportedModelError("the prompt is padded on the right or inside; pad on the left")
+            if tokens in starts:
+                raise UnsupportedModelError(f"sequence {starts.index(tokens)} of the batch has no tokens")
+            self.padding = (ref(mask), starts)
+        return self.padding[1]
+
     def compress(self, layer: CompressedLayer, groups: list[Group], observations: list[Observation]) -> None:
         """Compress one layer, or keep it until the last one where the whole model shares a budget."""
         # Whatever the caller records: what the cache holds must not keep a graph, and 16-bit keys with it.
-        with self._timed(observations[0].keys.device), torch.no_grad():
+        with self.stopwatch.running(observations[0].keys.device), torch.no_grad():
             pending = [self.pipeline.score(observation) for observation in observations]
             if self.keep_scores:
                 self.scores[layer.index] = [p.scores for p in pending]
@@ -102,7 +111,7 @@ class Session:
         for entry, plans in zip(waiting, zip(*by_group, strict=True), strict=True):
             first = entry.pending[0]
             unpadded = len(entry.groups) == 1 and entry.groups[0].start == 0
-            if unpadded and plans[0].is_identity:
+            if unpadded and plans[0].whole:
                 entry.layer.store_whole(first.keys, first.values)
                 continue
             segments = [self.pipeline.pack(p, plan) for p, plan in zip(entry.pending, plans, strict=True)]
@@ -119,18 +128,13 @@ class Session:
             self.failed = True
             raise
 
-    @contextmanager
-    def _timed(self, device: torch.device) -> Iterator[None]:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        begin = time.perf_counter()
-        yield
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self.seconds += time.perf_counter() - begin
+    @property
+    def seconds(self) -> float:
+        """Seconds spent on scoring, allocating and packing; waits for a GPU that is still at it."""
+        return self.stopwatch.seconds
 
     def reset(self) -> None:
         """Forget the prompt."""
-        self.prompt_lengths, self.seconds, self.failed = [], 0.0, False
+        self.prompt_lengths, self.padding, self.stopwatch, self.failed = [], None, Stopwatch(), False
         self.scores.clear()
         self.waiting.clear()

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from rdkv.plugins.rdkv.format import MixedBit
 from rdkv.plugins.rdkv.whole import WholeSegment
-from rdkv.runtime.checks import blame, check_plan, check_scores, check_segment
+from rdkv.runtime.checks import blame, check_scores, check_segment, defuse, examine_plan, examine_scores
 from rdkv.runtime.errors import BudgetError, ConfigError, PluginError
+from rdkv.runtime.findings import settle
 from rdkv.runtime.interfaces import Scope
 from rdkv.runtime.observation import Observation
 from rdkv.runtime.plan import BitPlan, Budget, Scores
@@ -96,7 +97,7 @@ def test_scores_of_another_type() -> None:
 
 
 def check(plan: Any, per_head: int = LADDER.full_cost, scope: Scope = "head") -> None:
-    check_plan(plan, good_scores(), LADDER, Budget(per_head, H), "mine", scope, "layer 7")
+    settle([examine_plan(plan, good_scores(), LADDER, Budget(per_head, H), "mine", scope, "layer 7")])
 
 
 @pytest.mark.parametrize(
@@ -133,12 +134,14 @@ def test_plan_must_fit_each_head_where_heads_do_not_compete() -> None:
     )
     assert error_of(check, good_plan(), cost - 1).endswith("a head by 1 bytes")
     uneven = good_plan()
-    uneven.value_bits[1, 2] = 4  # all of one head's tokens
+    uneven.value_bits[1, 2] = 8  # all of one head's tokens
     uneven.value_bits[1, 0] = 0  # the least of another's
-    assert int(LADDER.cost(uneven)[1].sum()) <= 3 * (cost + 300)
-    assert "overspends" in error_of(check, uneven, cost + 300)
+    dearest = int(LADDER.cost(uneven).max())
+    assert int(LADDER.cost(uneven).sum(1).max()) <= 3 * (dearest - 1)
+    check(uneven, dearest)
+    assert "overspends" in error_of(check, uneven, dearest - 1)
     for scope in ("layer", "model"):
-        check(uneven, cost + 300, scope)
+        check(uneven, dearest - 1, scope)
 
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
@@ -153,6 +156,34 @@ def test_plan_must_fit_the_heads_together_where_they_compete(scope: Scope) -> No
     assert "overspends" in error_of(check, worse, cost, scope)
 
 
+def test_plan_of_several_layers_is_charged_layer_by_layer() -> None:
+    plan = good_plan()
+    plan.value_bits[:, 2] = 0
+    finding = examine_plan(
+        plan, good_scores(), LADDER, Budget(LADDER.full_cost, H), "mine", "model", "layers 0 to 2", H
+    )
+    assert settle([finding])[0][3:] == LADDER.cost(plan).sum(0).tolist()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -0.25])
+@pytest.mark.parametrize("field", ["token", "channel"])
+def test_bad_scores_are_kept_from_allocators(field: str, value: float) -> None:
+    good = good_scores()
+    assert defuse(good, examine_scores(good, OBSERVATION, "mine")).token.equal(good.token)
+    bad = dataclasses.replace(good, **{field: with_value(getattr(good, field), value)})
+    harmless = defuse(bad, examine_scores(bad, OBSERVATION, "mine"))
+    assert not bool(harmless.token.any() or harmless.channel.any())
+
+
+def test_device_is_not_asked_before_a_finding_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(Tensor, name, lambda tensor, name=name: asked.append(name))
+    defuse(good_scores(), examine_scores(good_scores(), OBSERVATION, "mine"))
+    monkeypatch.undo()
+    assert not asked
+
+
 def segment_and_plan() -> tuple[WholeSegment, BitPlan]:
     whole = torch.full((1, 1, T), 16, dtype=torch.uint8)
     keys, values = torch.randn(2, 1, 1, T, D).bfloat16()
@@ -162,20 +193,20 @@ def segment_and_plan() -> tuple[WholeSegment, BitPlan]:
 
 def test_segment_within_its_ladder() -> None:
     segment, plan = segment_and_plan()
-    check_segment(segment, plan, LADDER, "mine", 7)
+    check_segment(segment, int(LADDER.cost(plan).sum()), "mine", 7)
 
 
 def test_segment_that_holds_more_than_its_ladder_promised() -> None:
     segment, plan = segment_and_plan()
     fat = WholeSegment(torch.cat([segment.keys, segment.keys])[:1], segment.values)  # a view keeps all of its storage
-    message = error_of(check_segment, fat, plan, LADDER, "mine", 7)
+    message = error_of(check_segment, fat, int(LADDER.cost(plan).sum()), "mine", 7)
     promised = 2 * T * D * 2
     assert message == f"format 'mine', layer 7: holds {promised * 3 // 2} bytes, its ladder promised {promised}"
 
 
 def test_segment_of_another_type() -> None:
     plan = segment_and_plan()[1]
-    message = error_of(check_segment, plan, plan, LADDER, "mine", 7)
+    message = error_of(check_segment, plan, 0, "mine", 7)
     assert message == "format 'mine', layer 7: pack() returned BitPlan"
 
 

@@ -35,6 +35,17 @@ def test_groups_are_sequences_of_one_length() -> None:
     assert (whole.rows, whole.start) == ([0, 1, 2, 3], 0)
 
 
+def test_layers_of_a_pass_share_what_was_read_of_their_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, keys, mask = new_cache().session, torch.zeros(4, HEADS, 60, 1), padding(LENGTHS)
+    groups = session.groups(mask, keys)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "tolist", lambda _: pytest.fail("the device was asked again"))
+        assert session.groups(mask, keys) == groups
+    assert session.groups(mask.roll(1, 0), keys) != groups
+    session.reset()
+    assert session.padding is None
+
+
 def test_longest_sequence_decides_about_the_window() -> None:
     session = new_cache().session
     session.groups(padding([512, 3]), torch.zeros(2, HEADS, 512, 1))
