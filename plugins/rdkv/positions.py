@@ -37,8 +37,8 @@ class Positions:
         kept = (bits > 0) & ~pinned
         widths = bits[kept.nonzero_static(size=kept_total).unbind(1)]
         codes = torch.zeros_like(widths)
-        for code, width in enumerate(VALUE_CLASSES):
-            codes.masked_fill_(widths == width, code)
+        for width in VALUE_CLASSES[:-1]:
+            codes += widths < width
         return cls(
             kept=naive.pack_bits(kept.to(torch.uint8), 1),
             classes=naive.pack_bits(codes, 2),
