@@ -24,7 +24,7 @@ MOMENTS = ["max", "sum", "square"]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 KERNELS = [window, naive_window]
 quick = settings(
-    max_examples=200 if ON_GPU else 15,
+    max_examples=15,  # on a GPU, too, where most examples are kernels to compile
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -184,8 +184,8 @@ def test_variance_of_keys_far_from_zero(kernels: ModuleType, dtype: torch.dtype,
 def test_constant_channels_have_no_variance() -> None:
     for kernels in KERNELS:
         mean, variance = kernels.key_statistics(torch.full((1, 2, 300, 64), 7.25, device=DEVICE))
-        assert bool((variance == 0).all())
-        assert bool((mean == 7.25).all())
+        assert float(variance.max()) < 1e-10
+        torch.testing.assert_close(mean, torch.full_like(mean, 7.25))
 
 
 def test_chunks_keep_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
