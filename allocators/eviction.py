@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from ..runtime.interfaces import Allocator, Scope
 from ..runtime.ladder import Ladder
 from ..runtime.plan import BitPlan, Budget, Scores
-from .fill import fill
+from .fill import ROUNDS, fill
+from .items import items
 from .problem import ScopeOptions, pose
-from .waterfill import token_cost
+from .steps import Steps, step_table
+from .waterlevel import make_search
 
 
 class Eviction(Allocator):
@@ -30,9 +34,13 @@ class Eviction(Allocator):
         problem = pose(scores, ladder, budget, self.scope)
         if isinstance(problem, BitPlan):
             return problem
-        ladder = ladder.restrict((0, 16))
-        key_bits = torch.full(problem.channel.shape, 16, device=problem.channel.device)
-        cost = token_cost(ladder, key_bits.sum(-1, keepdim=True))
-        distortion = torch.tensor(ladder.value_distortion, dtype=torch.float64, device=cost.device)
-        level = fill(problem.token, problem.free, cost, distortion, problem.available)
-        return problem.plan(level * 16, key_bits)
+        # Tokens that are whole, key and value, lie side by side without blocks.
+        ladder = dataclasses.replace(ladder.restrict((0, 16)), token_block=1)
+        tokens, device = items(problem, 1), problem.token.device
+        table = step_table(ladder, tokens.count, device)
+        steps = Steps.of(table.rows[-1].expand(*problem.token.shape[:2], -1))
+        search = make_search(1.0, table.octaves, True, device)
+        need = steps.whole.sum(1) - problem.available
+        boundary = fill(tokens.weight, steps, need, False, search.first, search, ROUNDS)
+        held = (boundary < tokens.count).expand_as(problem.channel)
+        return problem.plan(tokens.spread(boundary, steps.width), held.to(torch.uint8) * 16)

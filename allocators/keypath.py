@@ -3,80 +3,95 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..runtime.ladder import Ladder
 from .levels import thresholds
+from .steps import essence
 
 
 @dataclass(frozen=True)
 class KeyPath:
-    """The points of a head's path, ``j = 0 .. J``: the first ``j`` upgrades of channel groups made.
+    """The points of a head's path: point 0 is a head without tokens, point ``j`` has ``j - 1`` upgrades of groups made.
 
     Attributes:
-        bits: ``[P, h, J+1]`` int64, bits of a coded token's key.
-        overhead: ``[P, h, J+1]`` int64, bits of the channels' scales, zeros and means.
-        loss: ``[P, h, J+1]`` float64, modelled distortion of the channels.
-        group: ``[P, h, J]`` group that each upgrade raises.
-        level: ``[P, h, J]`` level it reaches.
+        row: ``[P, h, J + 2]`` int64, of the table of steps: 0 for point 0, else 1 more than the bits of a coded token's
+            key in units of ``key_block``.
+        overhead: ``[P, h, J + 2]`` float64, bits of the channels' scales, zeros and means.
+        loss: ``[P, h, J + 2]`` float64, modelled distortion of the channels; sums to 1 over the heads at no bits.
+        place: ``[P, h, n, K - 1]`` int64, when each upgrade of each group is made: the first point after it.
         channel: ``[P, h, D]`` channels by falling weight; groups are runs of it.
-        sizes: ``[n]`` channels of each group.
     """
 
-    bits: Tensor
+    row: Tensor
     overhead: Tensor
     loss: Tensor
-    group: Tensor
-    level: Tensor
+    place: Tensor
     channel: Tensor
-    sizes: Tensor
 
-    def widths(self, point: Tensor, key_bits: tuple[int, ...]) -> Tensor:
+    def widths(self, point: Tensor, ladder: Ladder) -> Tensor:
         """Width of each channel at ``point`` ``[P, h]``, ``[P, h, D]`` uint8."""
-        made = torch.arange(self.group.shape[-1], device=point.device) < point.unsqueeze(-1)
-        reached = torch.zeros((*point.shape, len(self.sizes)), dtype=torch.int64, device=point.device)
-        reached.scatter_reduce_(-1, self.group, self.level.masked_fill(~made, 0), "amax")
-        table = torch.tensor(key_bits, dtype=torch.uint8, device=point.device)
-        sorted_bits = table[reached.repeat_interleave(self.sizes, -1)]  # [P, h, D]
-        return torch.zeros_like(sorted_bits).scatter(-1, self.channel, sorted_bits)
+        level = (self.place <= point.view(*point.shape, 1, 1)).sum(-1)  # [P, h, n]
+        table = _constants(essence(ladder), level.device).widths
+        bits = table[level].repeat_interleave(ladder.channel_group, -1)[..., : ladder.head_dim]
+        return bits.scatter(-1, self.channel, bits)
 
 
 def key_path(channel: Tensor, ladder: Ladder) -> KeyPath:
     """The path for channel weights ``[P, h, D]`` on the key levels of ``ladder``."""
-    device = channel.device
-    dim = channel.shape[-1]
-    order = channel.argsort(dim=-1, descending=True, stable=True)
-    starts = torch.arange(0, dim, ladder.channel_group, device=device)
-    sizes = (dim - starts).clamp(max=ladder.channel_group)  # the last group may be short
-    of_channel = torch.arange(dim, device=device) // ladder.channel_group
-    weight = torch.zeros((*channel.shape[:2], len(sizes)), dtype=torch.float64, device=device)
-    weight.index_add_(-1, of_channel, channel.gather(-1, order))
+    known = _constants(essence(ladder), channel.device)
+    ranked, order = channel.sort(dim=-1, descending=True, stable=True)
+    if short := -channel.shape[-1] % ladder.channel_group:
+        ranked = pad(ranked, (0, short))
+    weight = ranked.view(*ranked.shape[:2], -1, ladder.channel_group).sum(-1, True, dtype=torch.float64)
+    weight = weight / weight.sum((1, 2), keepdim=True).clamp(min=1e-60)  # [P, h, n, 1]
+    # Upgrades of one group stay in order: where levels share a threshold, a stable sort keeps the lower one first.
+    rank = (weight * known.pace).flatten(2).argsort(dim=-1, descending=True, stable=True)  # [P, h, J]
+    gain = (weight * known.drop).flatten(2).gather(-1, rank)
+    # Not cumulative sums: what little is left after many upgrades is summed by itself, not lost to rounding.
+    loss = gain @ known.left
+    if ladder.key_distortion[-1] > 0:
+        loss = loss + weight.sum(2) * ladder.key_distortion[-1]
+    if ladder.value_bits[0] > 0:  # every head holds tokens
+        loss[..., 0] = float("inf")
+    steps = known.bits[:, rank].flatten(1, 2)  # [2, P * h, J]
+    bits, overhead = torch.baddbmm(known.start, steps, known.made).view(2, *rank.shape[:2], -1).unbind(0)
+    place = rank.scatter(-1, rank, known.place.expand(rank.shape)).view(*rank.shape[:2], *known.pace.shape)
+    return KeyPath(bits.ceil().long(), overhead, loss, place, order)
 
-    price = torch.tensor(ladder.key_cost, device=device)  # bits a channel and token
-    extra = torch.tensor(ladder.key_overhead, device=device)
-    distortion = torch.tensor(ladder.key_distortion, dtype=torch.float64, device=device)
-    bar = thresholds(price, distortion)  # [K-1]
-    levels = bar.shape[0]
-    # Gain per bit; groups differ in size only at the end, so weigh by channel. Upgrades of one group
-    # stay in order: where levels share a threshold, a stable sort keeps the lower one first.
-    worth = ((weight / sizes).unsqueeze(-1) / bar).flatten(2)  # [P, h, n * (K-1)]
-    rank = worth.argsort(dim=-1, descending=True, stable=True)
-    group, level = rank // levels, rank % levels + 1
-    size = sizes[group]
-    first = torch.zeros((*rank.shape[:2], 1), dtype=rank.dtype, device=device)
-    step_bits = size * (price[level] - price[level - 1])
-    step_extra = size * (extra[level] - extra[level - 1])
-    step_gain = weight.gather(-1, group) * (distortion[level - 1] - distortion[level])
-    # Summed from the end, so that what little is left after many upgrades is not lost to rounding.
-    left = torch.cat([step_gain, first.double()], -1).flip(-1).cumsum(-1).flip(-1)
-    return KeyPath(
-        bits=torch.cat([first, step_bits], -1).cumsum(-1) + dim * price[0],
-        overhead=torch.cat([first, step_extra], -1).cumsum(-1) + dim * extra[0],
-        loss=left + weight.sum(-1, keepdim=True) * distortion[-1],
-        group=group,
-        level=level,
-        channel=order,
-        sizes=sizes,
-    )
+
+@dataclass(frozen=True)
+class _Constants:
+    """Upgrades of ``n`` groups through ``K`` levels: how soon each is made for its weight, what it saves and costs."""
+
+    pace: Tensor  # [n, K - 1]: the gain per bit of a group is its weight times this
+    drop: Tensor  # [K - 1]: distortion that an upgrade saves
+    bits: Tensor  # [2, J]: units of a token's key, and bits of the channels
+    left: Tensor  # [J, J + 2]: which upgrades are not made at each point
+    made: Tensor  # [2, J, J + 2]: which are, twice
+    start: Tensor  # [2, 1, J + 2]: row and overhead before any upgrade
+    place: Tensor  # [J]: the first point at which an upgrade is made
+    widths: Tensor  # [K] uint8
+
+
+@lru_cache(maxsize=64)
+def _constants(ladder: Ladder, device: torch.device) -> _Constants:
+    dim = ladder.head_dim
+    starts = torch.arange(0, dim, ladder.channel_group)
+    sizes = (dim - starts).clamp(max=ladder.channel_group).unsqueeze(-1)  # [n, 1], the last may be short
+    price, extra = torch.tensor(ladder.key_cost, dtype=torch.float64), torch.tensor(ladder.key_overhead).double()
+    distortion = torch.tensor(ladder.key_distortion, dtype=torch.float64)
+    pace = 1 / (sizes * thresholds(price, distortion))
+    bits = torch.stack([sizes * price.diff() / ladder.key_block, sizes * extra.diff()]).flatten(1)
+    count = bits.shape[1]
+    point, place = torch.arange(count + 2), torch.arange(2, count + 2)
+    made = (place.unsqueeze(-1) <= point).double()
+    start = torch.zeros(2, 1, count + 2, dtype=torch.float64)
+    start[0, :, 1:], start[1, :, 1:] = 1 + dim * ladder.key_cost[0] / ladder.key_block, dim * ladder.key_overhead[0]
+    widths = torch.tensor(ladder.key_bits, dtype=torch.uint8)
+    known = (pace, -distortion.diff(), bits, 1 - made, made.repeat(2, 1, 1), start, place, widths)
+    return _Constants(*(t.to(device) for t in known))

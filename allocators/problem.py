@@ -27,30 +27,26 @@ class Problem:
     """``P`` independent problems of ``h`` competing heads each, and the bits left for their tokens.
 
     Attributes:
-        token: ``[P, h, T]`` float64, sums to 1 over a problem; 0 for pinned tokens.
-        free: ``[P, h, T]`` bool, tokens that are not pinned.
-        channel: ``[P, h, D]`` float64, sums to 1 over a problem.
-        available: ``[P]`` int64, bits for tokens and channels once heads and pinned tokens are paid.
+        token: ``[P, h, T]`` float32, -1 for pinned tokens.
+        channel: ``[P, h, D]`` float32.
+        pinned: ``[P, h, T]`` bool, or None if no token is.
+        available: ``[P, 1]`` float64, bits for tokens and channels once heads and pinned tokens are paid.
         shape: ``(B, H)`` of the plan to return.
     """
 
     token: Tensor
-    free: Tensor
     channel: Tensor
+    pinned: Tensor | None
     available: Tensor
     shape: tuple[int, int]
 
     def plan(self, value_bits: Tensor, key_bits: Tensor) -> BitPlan:
-        """A plan from bits ``[P, h, T]`` and ``[P, h, D]``; heads without coded tokens hold no channels."""
-        value_bits = value_bits.masked_fill(~self.free, 0)
-        key_bits = key_bits.masked_fill(~(value_bits > 0).any(-1, keepdim=True), 0)
-        value_bits = value_bits.masked_fill(~self.free, 16)
-        tokens, dim = value_bits.shape[-1], key_bits.shape[-1]
-        return BitPlan(
-            value_bits.reshape(*self.shape, tokens).to(torch.uint8),
-            key_bits.reshape(*self.shape, dim).to(torch.uint8),
-            ~self.free.reshape(*self.shape, tokens),
-        )
+        """A plan from bits ``[P, h, T]`` and ``[P, h, D]``, uint8."""
+        if self.pinned is not None:
+            value_bits = value_bits.masked_fill(self.pinned, 16)
+        value_bits = value_bits.view(*self.shape, -1)
+        pinned = torch.zeros_like(value_bits, dtype=torch.bool) if self.pinned is None else self.pinned
+        return BitPlan(value_bits, key_bits.view(*self.shape, -1), pinned.view(value_bits.shape))
 
 
 def uniform_plan(scores: Scores, bits: int) -> BitPlan:
@@ -65,26 +61,16 @@ def pose(scores: Scores, ladder: Ladder, budget: Budget, scope: Scope) -> Proble
     if budget.per_head >= ladder.full_cost:
         return uniform_plan(scores, 16)
     rows = (batch * heads, 1) if scope == "head" else (batch, heads)
-    available = budget.per_head * rows[1] - ladder.head_cost * rows[1]
-    if available <= 0:
+    bits = budget.per_head * rows[1] - ladder.head_cost * rows[1]
+    if bits <= 0:
         return uniform_plan(scores, 0)
-    pinned = torch.zeros_like(scores.token, dtype=torch.bool) if scores.pinned is None else scores.pinned
-    affordable = available // (2 * rows[1] * ladder.pinned_cost)  # a head; half is left for the rest
-    pinned = (pinned & (pinned.cumsum(-1) <= affordable)).reshape(*rows, tokens)
-    token = scores.token.double().reshape(*rows, tokens).masked_fill(pinned, 0.0)
-    # Tokens that are all worth nothing are worth the same, so that they still fill the budget.
-    token = torch.where((token > 0).any(2, keepdim=True).any(1, keepdim=True), token, (~pinned).double())
-    channel = scores.channel.double().reshape(*rows, -1)
-    return Problem(
-        token=_normalise(token),
-        free=~pinned,
-        channel=_normalise(channel),
-        available=available - pinned.sum((1, 2)) * ladder.pinned_cost,
-        shape=(batch, heads),
-    )
-
-
-def _normalise(weights: Tensor) -> Tensor:
-    """Divide by the sum over a problem, so that only ratios count; all zeros stay zeros."""
-    total = weights.sum((1, 2), keepdim=True)
-    return weights / torch.where(total > 0, total, 1.0)
+    token = scores.token.reshape(*rows, tokens)
+    channel = scores.channel.reshape(*rows, -1)
+    available = torch.full((rows[0], 1), float(bits), dtype=torch.float64, device=token.device)
+    if scores.pinned is None:
+        return Problem(token, channel, None, available, (batch, heads))
+    affordable = bits // (2 * rows[1] * ladder.pinned_cost)  # a head; half is left for the rest
+    pinned = scores.pinned.reshape(token.shape)
+    pinned = pinned & (pinned.cumsum(-1) <= affordable)
+    available = available - pinned.sum((1, 2)).unsqueeze(1) * ladder.pinned_cost
+    return Problem(token.masked_fill(pinned, -1.0), channel, pinned, available, (batch, heads))

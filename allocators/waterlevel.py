@@ -2,107 +2,94 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..runtime.ladder import Ladder
-from .keypath import KeyPath
-from .levels import thresholds
-from .problem import Problem
+from .items import LEAST_WEIGHT, Items
+from .points import Points
+from .steps import Steps
 
-# Each round tries this many water levels between two neighbours of the last: 2^80 is narrowed to a
-# factor of 1 + 2e-7, less than what parts two upgrades, without a look at the device.
-CANDIDATES = 128
-ROUNDS = 4
+CANDIDATES = 512  # water levels that one round tries
+NEAR = 2.0**-20  # octaves
 
 
 @dataclass(frozen=True)
-class KeyPoints:
-    """A choice of key widths: ``point`` ``[P, h]`` on each head's path, and the heads ``used`` ``[P, h]``.
+class Search:
+    """How water levels are searched for: candidates on a device, all falling.
 
-    A head in use holds a coded token at least; its channels' overhead is paid.
+    Attributes:
+        first: ``[1, L]`` from a level at which nothing is worth a bit to one at which everything is.
+        finer: ``[1, L]`` each, factors of the last affordable level to its neighbour, a round each.
+        around: ``[1, M]`` factors of a level that is nearly right: close together around 1, and to both ends of the
+            range.
+        unit: ``[L]`` from 0 to 1.
+        pair: ``[2]`` int64, 0 and 1.
+        exact: whether to go on until the order of any two steps is found. Where tokens come in blocks, rounding
+            to them costs more than that.
     """
 
-    point: Tensor
-    used: Tensor
+    first: Tensor
+    finer: tuple[Tensor, ...]
+    around: Tensor
+    unit: Tensor
+    pair: Tensor
+    exact: bool
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that `fill` takes around a level that is nearly right."""
+        return 3 if self.exact else 1
 
 
-def key_points(problem: Problem, ladder: Ladder, path: KeyPath, key_weight: float) -> tuple[KeyPoints, KeyPoints]:
-    """Key widths at the lowest water level whose bits are affordable, and just below it.
+@lru_cache(maxsize=64)
+def make_search(highest: float, octaves: float, exact: bool, device: torch.device) -> Search:
+    """Candidates from ``highest`` for bars of at most ``2 ** octaves``."""
+    octaves += math.log2(highest / LEAST_WEIGHT) + 1
+    unit = torch.linspace(0, 1, CANDIDATES, dtype=torch.float64)
+    finer = [torch.exp2(-octaves * unit / (CANDIDATES - 1) ** i) for i in range(1, 3 if exact else 2)]
+    apart = NEAR * (octaves / NEAR) ** unit
+    around = torch.exp2(torch.cat([apart.flip(0), torch.zeros(1), -apart]))
+    first = highest * torch.exp2(-octaves * unit)
+    first, around, *later = (t.unsqueeze(0).to(device) for t in (first, around, *finer))
+    return Search(first, tuple(later), around, unit.to(device), torch.arange(2, device=device), exact)
+
+
+def key_points(items: Items, points: Points, available: Tensor, search: Search) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Key widths at the lowest water level whose bits are affordable; for an exact search, also just below it.
 
     For water level ``l`` a head takes the point ``j`` that minimises ``loss + l * bits``, its tokens
-    taking the best levels given the point: with sorted weights both are a few look-ups in prefix sums.
-    Or it holds no token, for no bits and the loss of all its channels. Each choice is the minimum over
+    taking the best levels given the point: with sorted weights both are a few look-ups in sums of them.
+    Point 0 holds no token, for no bits and the loss of all channels. Each choice is the minimum over
     one set of plans, so that a lower level never gives fewer bits or a greater loss.
     The two differ where many weights tie or a key upgrade jumps; then either may fill the budget better.
+
+    Args:
+        available: ``[P, 1]`` bits.
+
+    Returns:
+        The choices, ``[P, h]`` points each, and water levels ``[P, M]`` to fill them to.
     """
-    table = _Table(problem, ladder, path, key_weight)
-    high = table.highest()  # [P, 1]: nothing is worth a bit
-    low = high * 2.0**-80
-    for _ in range(ROUNDS):
-        grid = torch.linspace(0, 1, CANDIDATES, dtype=torch.float64, device=high.device)
-        water = high * (low / high) ** grid  # [P, L], falling
-        point, bits, used = table.best(water)
+    steps = Steps.of(points.rows)
+    bar, price, gain, limit = (t.unsqueeze(2) for t in (steps.bar, steps.price, steps.gain, steps.limit.long()))
+    whole, loss = points.bits.unsqueeze(2), points.loss.unsqueeze(2)  # [P, h, 1, J]
+    water = search.first
+    for finer in (*search.finer, None):
+        earned = bar * water.view(-1, 1, CANDIDATES, 1, 1)  # [P, h, L, J, S]
+        boundary = torch.searchsorted(items.weight, earned.flatten(2)).view(earned.shape)
+        boundary = torch.minimum(boundary, limit)
+        lost = (items.mass.gather(-1, boundary.flatten(2)).view(earned.shape) * gain).sum(-1)  # [P, h, L, J]
+        bits = whole - (boundary * price).sum(-1)
+        point = torch.addcmul(lost + loss, water.view(-1, 1, CANDIDATES, 1), bits).argmin(-1, keepdim=True)
+        spent = bits.gather(-1, point).sum((1, 3))  # [P, L]
         # Bits grow as the level falls; the last affordable candidate and its successor bracket the rest.
-        above = (bits <= problem.available.unsqueeze(1)).sum(1, keepdim=True).clamp(min=1) - 1  # [P, 1]
-        below = (above + 1).clamp(max=CANDIDATES - 1)
-        high, low = water.gather(1, above), water.gather(1, below)
-
-    def at(table: Tensor, candidate: Tensor) -> Tensor:
-        return table.gather(2, candidate.unsqueeze(1).expand(-1, table.shape[1], 1)).squeeze(2)
-
-    return KeyPoints(at(point, above), at(used, above)), KeyPoints(at(point, below), at(used, below))
-
-
-class _Table:
-    """Prefix sums from which the best point at any water level is read."""
-
-    def __init__(self, problem: Problem, ladder: Ladder, path: KeyPath, key_weight: float) -> None:
-        device = problem.token.device
-        self.path, self.key_weight = path, key_weight
-        ranked = problem.token.masked_fill(~problem.free, -1.0).sort(-1).values  # [P, h, T] ascending
-        self.negated = -ranked.flip(-1).contiguous()  # ascending again: heaviest first
-        zero = torch.zeros_like(ranked[..., :1])
-        # Of all but the n heaviest, summed from the lightest: a difference from the total would be lost to rounding.
-        self.mass = torch.cat([zero, ranked.clamp(min=0).cumsum(-1)], -1).flip(-1).contiguous()
-        self.free = problem.free.sum(-1)  # [P, h]
-        value = torch.tensor(ladder.value_cost, device=device)
-        kept = torch.tensor(ladder.value_bits, device=device) > 0
-        self.cost = value + kept * path.bits.unsqueeze(-1)  # [P, h, J, K]
-        self.distortion = torch.tensor(ladder.value_distortion, dtype=torch.float64, device=device)
-        self.bar = thresholds(self.cost, self.distortion)  # [P, h, J, K-1]
-        self.keeps_all = ladder.value_bits[0] > 0
-        # A head in use holds its heaviest token at the first level of the hull, worth it or not.
-        self.least = ((self.bar == self.bar[..., :1]) & (self.free > 0)[..., None, None]).long().unsqueeze(2)
-        # Loss of a head without coded tokens, [P, h].
-        self.unused = self.mass[..., 0] * self.distortion[0] + key_weight * problem.channel.sum(-1)
-
-    def highest(self) -> Tensor:
-        # No token is worth a bit to its value, nor all key channels of a head a single bit.
-        first = self.bar[..., :1].amin(-2)  # [P, h, 1], or no level to rise to
-        top = (-self.negated[..., :1] / first).sum(-1).amax(1, keepdim=True)
-        return (top + self.unused.amax(1, keepdim=True)).clamp(min=1e-300) * 2.0
-
-    def best(self, water: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """At each level of ``water`` ``[P, L]``: best point ``[P, h, L]``, bits of all heads ``[P, L]``,
-        heads that hold coded tokens ``[P, h, L]``."""
-        problems, heads = self.bar.shape[:2]
-        bar = self.bar.unsqueeze(2) * water[:, None, :, None, None]  # [P, h, L, J, K-1]
-        counts = torch.searchsorted(self.negated, -bar.reshape(problems, heads, -1), right=True)
-        counts = torch.minimum(counts, self.free.unsqueeze(-1)).reshape(bar.shape)
-        if not self.keeps_all:
-            counts = torch.maximum(counts, self.least)
-        lost = self.mass.gather(-1, counts.flatten(2)).reshape(bar.shape)  # by tokens below each level
-        rise = (self.cost[..., 1:] - self.cost[..., :-1]).unsqueeze(2)
-        base = (self.cost[..., 0] * self.free.unsqueeze(-1)).unsqueeze(2)  # [P, h, 1, J]
-        bits = base + (counts * rise).sum(-1) + self.path.overhead.unsqueeze(2)
-        loss = (lost * (self.distortion[:-1] - self.distortion[1:])).sum(-1)
-        loss = loss + self.mass[..., :1, None] * self.distortion[-1] + self.path.loss.unsqueeze(2) * self.key_weight
-        value, point = (loss + water[:, None, :, None] * bits).min(-1)  # [P, h, L]
-        used = (self.free > 0).unsqueeze(-1).expand(value.shape)
-        if not self.keeps_all:
-            used = used & (value < self.unused.unsqueeze(-1))
-        bits = bits.gather(-1, point.unsqueeze(-1)).squeeze(-1).masked_fill(~used, 0)
-        return point, bits.sum(1), used
+        above = (spent[:, 1:-1] <= available).sum(1, keepdim=True)  # [P, 1]
+        water = water.expand(len(available), -1).gather(1, above)
+        if finer is not None:
+            water = water * finer
+    wanted = above + search.pair if search.exact else above  # [P, 1 or 2]
+    chosen = point.squeeze(-1).gather(2, wanted.unsqueeze(1).expand(-1, point.shape[1], -1))
+    return chosen.unbind(2), water * search.around

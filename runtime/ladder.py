@@ -94,10 +94,12 @@ class Ladder:
             return torch.zeros_like(coded)
         values = lookup(plan.value_bits, self.value_bits, self.value_cost).masked_fill(plan.pinned, 0).sum(-1)
         key = round_up(lookup(plan.key_bits, self.key_bits, self.key_cost).sum(-1), self.key_block)
-        overhead = lookup(plan.key_bits, self.key_bits, self.key_overhead).sum(-1) * (coded > 0)
         bits = plan.value_bits.masked_fill(plan.pinned, 0)
+        # Where every channel is whole, tokens of whole values lie beside the pinned ones and need nothing of these.
+        quantised = coded - (plan.key_bits == 16).all(-1) * (bits == 16).sum(-1)
+        overhead = lookup(plan.key_bits, self.key_bits, self.key_overhead).sum(-1) * (quantised > 0)
         at_least = [((bits >= width) & (bits < 16)).sum(-1) for width in self.coded_bits]
-        padding = self.padding(torch.stack([*at_least, coded], -1), key)
+        padding = self.padding(torch.stack([*at_least, quantised], -1), key)
         return values + key * coded + padding + overhead + pinned * self.pinned_cost + self.head_cost
 
     @property

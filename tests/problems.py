@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,24 +48,34 @@ class Problem:
 
 
 def make_problem(
-    token: Tensor, channel: Tensor, pinned: Tensor | None = None, group: int = 4, positions: bool = True
+    token: Tensor, channel: Tensor, pinned: Tensor | None = None, group: int = 4, block: int = 1
 ) -> Problem:
-    format_ = MixedBit(MixedBitOptions(channel_group=group, positions=positions))
-    return Problem(Scores(token, channel, pinned), format_.ladder(channel.shape[-1], token.shape[-1]))
+    """On the ladder of ``mixed-bit``, with tokens in blocks of ``block``."""
+    ladder = MixedBit(MixedBitOptions(channel_group=group)).ladder(channel.shape[-1], token.shape[-1])
+    if block == 1:  # a plain format: no blocks, and a scale and zero for each quantised channel
+        ladder = replace(ladder, token_block=1, key_block=1, key_overhead=(16, 32, 32, 32, 0), head_cost=512)
+    return Problem(Scores(token, channel, pinned), ladder)
 
 
 def random_problem(
-    batch: int = 1, heads: int = 2, tokens: int = 30, dim: int = 32, group: int = 4, spread: float = 2.0, seed: int = 0
+    batch: int = 1,
+    heads: int = 2,
+    tokens: int = 30,
+    dim: int = 32,
+    group: int = 4,
+    spread: float = 2.0,
+    seed: int = 0,
+    block: int = 1,
 ) -> Problem:
     """Log-normal scores, all of them different."""
     generator = torch.Generator().manual_seed(seed)
     token = (spread * torch.randn(batch, heads, tokens, generator=generator)).exp()
     channel = (spread * torch.randn(batch, heads, dim, generator=generator)).exp()
-    return make_problem(token, channel, group=group)
+    return make_problem(token, channel, group=group, block=block)
 
 
 @st.composite
-def problems(draw: st.DrawFn, ties: bool = True, pins: bool = False) -> Problem:
+def problems(draw: st.DrawFn, ties: bool = True, pins: bool = False, block: int = 1) -> Problem:
     """Scores from flat to very uneven, some with many ties and zeros."""
     batch, heads, tokens = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 40))
     dim, group = draw(st.sampled_from([32, 80])), draw(st.sampled_from([4, 12, 256]))
@@ -76,7 +86,7 @@ def problems(draw: st.DrawFn, ties: bool = True, pins: bool = False) -> Problem:
         token, channel = token.log2().round().exp2(), channel.log2().round().exp2()
         token, channel = token.where(token > 1, 0.0), channel.where(channel > 0.5, 0.0)
     pinned = torch.arange(tokens).expand(token.shape) < draw(st.integers(0, 6)) if pins else None
-    return make_problem(token, channel, pinned, group)
+    return make_problem(token, channel, pinned, group, block)
 
 
 shares = st.one_of(st.floats(0.001, 0.1), st.floats(0.1, 1.0))

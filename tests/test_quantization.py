@@ -24,17 +24,11 @@ from rdkv.runtime.plan import Budget, Scores
 @pytest.mark.parametrize("mode", ["mixed", "uniform"])
 @pytest.mark.parametrize("scope", SCOPES)
 @quick
-@given(problem=problems(pins=True), share=st.floats(0.1, 1.2))
+@given(problem=st.one_of(problems(pins=True), problems(pins=True, block=16)), share=st.floats(0.1, 1.2))
 def test_quantization_evicts_nothing(mode: str, scope: str, problem: Problem, share: float) -> None:
     share = min(share, 1.0)
-    tokens, ladder, budget = problem.scores.token.shape[-1], problem.ladder, problem.budget(share)
-    dim = ladder.head_dim
-    costs = {  # of one head, everything at one width
-        b: tokens * (ladder.value_cost[i] + dim * b) + dim * ladder.key_overhead[i] + ladder.head_cost
-        for i, b in enumerate(ladder.value_bits)
-        if b > 0
-    }
-    costs[16] = ladder.full_cost
+    ladder, budget = problem.ladder, problem.budget(share)
+    costs = {b: int(ladder.cost(uniform(problem, b)).amax()) for b in ladder.value_bits if b > 0}  # of one head
     if costs[2] > budget.per_head and costs[16] > budget.per_head:
         with pytest.raises(BudgetError, match=f"2 bits take {costs[2] / ladder.full_cost:.1%} of the full cache"):
             problem.allocate(share, "quantization", scope=scope, mode=mode)
@@ -49,10 +43,11 @@ def test_quantization_evicts_nothing(mode: str, scope: str, problem: Problem, sh
         assert bool((plan.key_bits == widest).all())
 
 
-def test_quantization_fits_what_it_says_is_the_least() -> None:
-    problem = random_problem(tokens=300, dim=64)
+@pytest.mark.parametrize("block", [1, 16])
+def test_quantization_fits_what_it_says_is_the_least(block: int) -> None:
+    problem = random_problem(tokens=300, dim=64, block=block)
     ladder = problem.ladder
-    least = 300 * (ladder.value_cost[1] + 128) + 64 * 32 + ladder.head_cost
+    least = int(ladder.cost(uniform(problem, 2)).amax())
     for mode in ("mixed", "uniform"):
         allocator = make("quantization", mode=mode)
         plan = allocator.allocate(problem.scores, ladder, Budget(least, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from problems import (
     scopes,
 )
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rdkv.allocators import waterfill
 from rdkv.allocators.levels import hull, thresholds
@@ -51,9 +53,11 @@ def test_many_close_budgets(heads: int, tokens: int, seed: int, low: float, high
         lost = loses
 
 
-@pytest.mark.parametrize(
-    ("seed", "tokens", "spread", "share"), [(286, 8, 4.0, 0.13), (620, 20, 4.0, 0.06), (0, 8, 1.0, 0.3)]
-)
+def only(choices: tuple[Tensor, ...], water: Tensor, pick: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    return choices[pick : pick + 1], water
+
+
+@pytest.mark.parametrize(("seed", "tokens", "spread", "share"), [(3, 8, 4.0, 0.2), (4, 8, 4.0, 0.3), (0, 20, 4.0, 0.2)])
 def test_the_better_of_two_choices_of_key_widths(
     seed: int, tokens: int, spread: float, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,7 +65,7 @@ def test_the_better_of_two_choices_of_key_widths(
     lost = float(distortion(problem, problem.allocate(share, scope="layer"), "layer"))
     alone = []
     for pick in (0, 1):
-        monkeypatch.setattr(waterfill, "key_points", lambda *given, pick=pick: key_points(*given)[pick : pick + 1])
+        monkeypatch.setattr(waterfill, "key_points", lambda *given, pick=pick: only(*key_points(*given), pick))
         alone.append(float(distortion(problem, problem.allocate(share, scope="layer"), "layer")))
     assert lost == min(alone)
 
@@ -226,5 +230,55 @@ def test_key_share_splits_the_bits(key_share: float, ladder: tuple[int, ...] | N
     problem = random_problem(1, 1, 2000, 64, group=1)
     plan = problem.allocate(share, key_share=key_share, ladder=ladder, scope="head")
     kept = int(plan.kept.sum())
-    keys = kept * int(plan.key_bits.long().sum()) / int(problem.ladder.cost(plan).sum())
+    keys = kept * int(plan.key_bits.long().sum()) / int((problem.ladder.cost(plan) - problem.ladder.head_cost).sum())
     assert abs(keys - key_share) < 0.06
+
+
+@pytest.mark.parametrize(("share", "at_most"), [(0.0248, 0.005), (0.05, 0.003), (0.1, 0.002)])
+def test_blocks_waste_nothing(share: float, at_most: float) -> None:
+    """Every head's boundaries are whole blocks, and less than a block or two of the budget is left."""
+    problem = random_problem(1, 3, 6000, 64, group=16, block=16)
+    plan = problem.allocate(share)
+    left = -overspent(problem, plan, problem.budget(share), "layer")
+    assert 0 <= left <= at_most * problem.budget(share).total
+    for width in (2, 4, 8, 16):
+        assert bool(((plan.value_bits >= width).sum(-1) % 16 == 0).all())
+
+
+def test_a_few_blocks_a_layer() -> None:
+    problem = random_problem(1, 8, 4000, 64, group=16, block=16, spread=4.0)
+    ladder, kept = problem.ladder, []
+    block = 16 * (ladder.value_cost[1] + 2 * ladder.head_dim) + 16 * ladder.head_dim
+    for blocks in (0, 1, 4, 16):
+        budget = Budget(ladder.head_cost + blocks * block // 8 + 1, 8)
+        plan = make("waterfill").allocate(problem.scores, ladder, budget)
+        assert overspent(problem, plan, budget, "layer") <= 0
+        kept.append(int(plan.kept.sum()))
+    assert kept[0] == 0
+    assert 16 <= kept[1] <= kept[2] <= kept[3]
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations that reach a device; views reach none."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not func.is_view and func.overloadpacket.__name__ != "_unsafe_view":
+            self.names[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_few_operations_and_none_that_waits_for_the_device() -> None:
+    problem = random_problem(1, 8, 4096, 128, group=16, block=16)
+    pinned = torch.arange(4096).expand(1, 8, 4096) < 4
+    problem = Problem(Scores(problem.scores.token, problem.scores.channel, pinned), problem.ladder)
+    problem.allocate(0.1)  # makes the tables of the ladder
+    with Calls() as calls:
+        problem.allocate(0.1)
+    assert calls.names.total() <= 150
+    assert not {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_to_cpu"} & set(calls.names)
