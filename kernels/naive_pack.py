@@ -11,7 +11,6 @@ from torch import Tensor
 from . import naive
 from .packed import (
     BLOCK,
-    CODED,
     COLUMN_START,
     COLUMNS,
     KEY_START,
@@ -20,23 +19,23 @@ from .packed import (
     TOKENS,
     VALUE_AFFINE_START,
     VALUE_START,
-    WHOLE_START,
     NotFiniteError,
     Packed,
     blocks,
     join,
+    value_planes,
 )
 
-VALUE_ORDER = (8, 4, 2, 16)  # widths of values in order of slots
+VALUE_ORDER = (16, 8, 4, 2)  # widths of values in order of slots
 PLANES = (2, 4, 8, 8, 16, 16, 16, 16)  # the least width that has each plane
-VALUE_PLANES = 4  # values of 16 bits are stored as they are
 
 
 def pack(keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Packed:
     """Pack tokens at their widths: 0, 2, 4, 8 or 16 bits.
 
     Args:
-        keys, values: ``[B, H, T, D]`` floats; their type is the storage type of what is not quantised.
+        keys, values: ``[B, H, T, D]`` floats; their type is the storage type of what is not quantised: of pinned
+            tokens, and of all those of a row whose key channels and values are all of 16 bits.
         value_bits: ``[B, H, T]`` uint8; 0 drops a token, unless it is pinned.
         key_bits: ``[B, H, D]`` uint8; 0 keeps a channel's mean alone.
         pinned: ``[B, H, T]`` bool.
@@ -57,10 +56,9 @@ def _pack_row(keys: Tensor, values: Tensor, bits: Tensor, key_bits: Tensor, pinn
     raw = bool((key_bits == 16).all() & (bits[coded] == 16).all())
     apart = pinned | coded if raw else pinned
     slots = torch.cat([((bits == width) & ~apart).nonzero()[:, 0] for width in VALUE_ORDER])  # [n]
-    counts = [len(slots), *(int(((bits >= width) & (bits < 16) & ~apart).sum()) for width in (2, 4, 8))]
-    quantised = slots[: counts[CODED]]
+    counts = [int(((bits >= width) & ~apart).sum()) for width in (2, 4, 8, 16)]
     key_codes, columns, key_affine, key_peak = _pack_keys(keys[slots].float(), key_bits)
-    value_codes, value_affine, value_peak = _pack_values(values[quantised].float(), bits[quantised])
+    value_codes, value_affine, value_peak = _pack_values(values[slots].float(), bits[slots])
     counts += [int(apart.sum()), len(columns)]
     return Packed(
         batch=1,
@@ -73,11 +71,10 @@ def _pack_row(keys: Tensor, values: Tensor, bits: Tensor, key_bits: Tensor, pinn
         key_affine=key_affine.unsqueeze(0),
         value_codes=value_codes,
         value_affine=value_affine,
-        whole_values=values[slots[counts[CODED] :]],
         pinned_keys=keys[apart],
         pinned_values=values[apart],
         counts=torch.tensor([[*counts, exponent(key_peak), exponent(value_peak)]], dtype=torch.int32).to(keys.device),
-        starts=torch.zeros(1, 6, dtype=torch.int64, device=keys.device),
+        starts=torch.zeros(1, PINNED_START + 1, dtype=torch.int64, device=keys.device),
     )
 
 
@@ -104,13 +101,13 @@ def _pack_keys(keys: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor, flo
 
 
 def _pack_values(values: Tensor, width: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Words and affine of values ``[n2, D]`` of ``width`` ``[n2]``, falling, and the largest scale."""
-    bits = width.unsqueeze(1)  # [n2, 1]
+    """Words and affine of values ``[n, D]`` of ``width`` ``[n]``, falling, and the largest scale."""
+    bits = width.unsqueeze(1)  # [n, 1]
     scale, zero = naive.affine_parameters(values.amin(1, keepdim=True), values.amax(1, keepdim=True), bits)
     affine = _finite(torch.cat([scale, zero], 1), "values")
     codes = naive.quantize(values, scale, zero, bits)
     planes = []
-    for plane, least in enumerate(PLANES[:VALUE_PLANES]):
+    for plane, least in enumerate(PLANES):
         words = _to_words(codes[: int((width >= least).sum())], plane)
         planes.append(words.reshape(-1, 2, values.shape[1]).transpose(1, 2).flatten())  # [blocks, D, 2]
     peak = scale.float() * 4.0 ** (bits.float() / 2 - 1)
@@ -169,10 +166,8 @@ def unpack(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
         keys[row, : counts[PINNED]] = packed.pinned_keys[pinned].float()
         values[row, : counts[PINNED]] = packed.pinned_values[pinned].float()
         keys[row, coded] = naive.dequantize(_key_codes(packed, counts, starts), *packed.key_affine[row].unbind(1))
-        affine = packed.value_affine[starts[VALUE_AFFINE_START] :][: counts[CODED]].unsqueeze(2)
-        quantised = naive.dequantize(_value_codes(packed, counts, starts), *affine.unbind(1))
-        whole = packed.whole_values[starts[WHOLE_START] :][: tokens - counts[CODED]].float()
-        values[row, coded] = torch.cat([quantised, whole])
+        affine = packed.value_affine[starts[VALUE_AFFINE_START] :][:tokens].unsqueeze(2)
+        values[row, coded] = naive.dequantize(_value_codes(packed, counts, starts), *affine.unbind(1))
     held = torch.tensor([c[TOKENS] + c[PINNED] for c in packed.host_counts], device=device)[:, None]
     return keys, values, torch.arange(packed.slots, device=device) < held
 
@@ -188,10 +183,10 @@ def _key_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> Te
 
 
 def _value_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> Tensor:
-    """Codes of one row's quantised values, ``[n2, D]`` int32."""
+    """Codes of one row's values, ``[n, D]`` int32."""
     at, dim = starts[VALUE_START], packed.dim
-    codes = torch.zeros(counts[CODED], dim, dtype=torch.int32, device=packed.value_codes.device)
-    for plane, slots in enumerate((*counts[CODED : CODED + 3], counts[CODED + 2])):
+    codes = torch.zeros(counts[TOKENS], dim, dtype=torch.int32, device=packed.value_codes.device)
+    for plane, slots in enumerate(value_planes(counts)):
         words = packed.value_codes[at:][: 2 * blocks(slots) * dim].reshape(-1, dim, 2).transpose(1, 2)
         codes[:slots] += _from_words(words.reshape(-1, dim))[:slots] << 2 * plane
         at += words.numel()

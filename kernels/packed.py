@@ -1,10 +1,10 @@
 """The packed form of one layer's keys and values: what the packers write and the decode kernels read.
 
 ``R = batch * heads`` rows, each one KV head of one sequence; ``D`` channels. Tokens of a row are either pinned
-(16-bit key and value, exact) or coded: these have quantised keys and stand in slots ``0 .. n - 1`` by the width
-of their value in the order 8, 4, 2, 16, and by position within a width. Codes are stored as 2-bit planes, plane
-``k`` of weight ``4 ** k``; a 16-bit word holds 8 codes of a plane, word ``i`` bits ``2j, 2j + 1`` that of slot
-``8 * i + j``. Slots come in blocks of 16; codes of the unused ones are 0.
+(16-bit key and value, exact) or coded: these have quantised keys and values and stand in slots ``0 .. n - 1`` by
+the width of their value in the order 16, 8, 4, 2, and by position within a width. A code of ``b`` bits is stored as
+``b / 2`` planes of 2 bits, plane ``k`` of weight ``4 ** k``; a 16-bit word holds 8 codes of a plane, word ``i``
+bits ``2j, 2j + 1`` that of slot ``8 * i + j``. Slots come in blocks of 16; codes of the unused ones are 0.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 BLOCK = 16  # slots and key columns come in multiples of this
-# Columns of `Packed.counts`: coded tokens; those whose value is quantised to at least 2, 4, 8 bits; pinned tokens;
-# key columns; exponents of the largest key and value scale of a plane.
-TOKENS, CODED, CODED4, CODED8, PINNED, COLUMNS, KEY_EXPONENT, VALUE_EXPONENT = range(8)
+# Columns of `Packed.counts`: coded tokens; those whose value has at least 4, 8, 16 bits; pinned tokens; key columns;
+# exponents of the largest key and value scale of a plane.
+TOKENS, CODED4, CODED8, CODED16, PINNED, COLUMNS, KEY_EXPONENT, VALUE_EXPONENT = range(8)
 # Columns of `Packed.starts`.
-KEY_START, VALUE_START, COLUMN_START, VALUE_AFFINE_START, WHOLE_START, PINNED_START = range(6)
+KEY_START, VALUE_START, COLUMN_START, VALUE_AFFINE_START, PINNED_START = range(5)
 
 # Exponent that the packers use for a scale that does not exist; no `Packed` has it.
 NOT_FINITE = 1024
@@ -52,14 +52,13 @@ class Packed:
         key_columns: int16, row ``[C]``: ``channel | plane << 8``, -1 for padding; ``C = 0`` if ``n = 0``.
         key_affine: ``[R, D, 2]`` float16, scale and zero: ``key = zero + scale * code``. Channels of 0 bits:
             scale 0, zero the mean over the coded tokens. Rows without coded tokens: zeros.
-        value_codes: int16, row: for each plane of ``m`` slots (``n2, n4, n8, n8``) ``[ceil(m / 16), D, 2]`` words.
-        value_affine: ``[sum n2, 2]`` float16, scale and zero of slots ``0 .. n2 - 1``.
-        whole_values: ``[sum (n - n2), D]`` storage type, values of slots ``n2 .. n - 1``.
+        value_codes: int16, row: for each plane, of ``m`` slots (`value_planes`), ``[ceil(m / 16), D, 2]`` words.
+        value_affine: ``[sum n, 2]`` float16, scale and zero of each slot.
         pinned_keys, pinned_values: ``[sum p, D]`` storage type, in order of position.
         counts: ``[R, 8]`` int32. The exponents keep products within float16: the least ``e`` such that no scale
             times the weight of one of its planes exceeds ``2 ** e``, 0 where there is no scale but 0.
-        starts: ``[R, 6]`` int64, where a row starts: in elements of ``key_codes``, ``value_codes`` and
-            ``key_columns``, in rows of ``value_affine``, ``whole_values`` and ``pinned_*``.
+        starts: ``[R, 5]`` int64, where a row starts: in elements of ``key_codes``, ``value_codes`` and
+            ``key_columns``, in rows of ``value_affine`` and ``pinned_*``.
     """
 
     batch: int
@@ -72,7 +71,6 @@ class Packed:
     key_affine: Tensor
     value_codes: Tensor
     value_affine: Tensor
-    whole_values: Tensor
     pinned_keys: Tensor
     pinned_values: Tensor
     counts: Tensor
@@ -81,7 +79,7 @@ class Packed:
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor held."""
         yield from (self.key_codes, self.key_columns, self.key_affine, self.value_codes, self.value_affine)
-        yield from (self.whole_values, self.pinned_keys, self.pinned_values, self.counts, self.starts)
+        yield from (self.pinned_keys, self.pinned_values, self.counts, self.starts)
 
     @property
     def slots(self) -> int:
@@ -94,16 +92,21 @@ def blocks(slots: int) -> int:
     return -(-slots // BLOCK)
 
 
+def value_planes(counts: Sequence[int]) -> tuple[int, ...]:
+    """Slots of each of the 8 planes of a row's values: those from 0 on whose value is wide enough to have it."""
+    n, n4, n8, n16 = counts[: CODED16 + 1]
+    return n, n4, n8, n8, n16, n16, n16, n16
+
+
 def row_sizes(counts: Sequence[int], dim: int) -> tuple[int, ...]:
     """What a row takes of each flat tensor, in the units and the order of `Packed.starts`."""
-    n, n2, n4, n8, pinned, columns = counts[:6]
-    planes = blocks(n2) + blocks(n4) + 2 * blocks(n8)
-    return 2 * blocks(n) * columns, 2 * dim * planes, columns, n2, n - n2, pinned
+    n, columns, pinned = counts[TOKENS], counts[COLUMNS], counts[PINNED]
+    return 2 * blocks(n) * columns, 2 * dim * sum(map(blocks, value_planes(counts))), columns, n, pinned
 
 
 def layout(counts: HostCounts, dim: int) -> tuple[list[list[int]], list[int]]:
     """Where each row starts, ``R`` lists in the order of `Packed.starts`, and the sizes of the flat tensors."""
-    starts, at = [], [0] * 6
+    starts, at = [], [0] * (PINNED_START + 1)
     for row in counts:
         starts.append(at)
         at = [a + size for a, size in zip(at, row_sizes(row, dim), strict=True)]
@@ -127,11 +130,11 @@ def join(parts: Sequence[Packed], order: Sequence[int]) -> Packed:
     if sorted(order) != list(range(sum(p.batch for p in parts))):
         raise ValueError(f"join: {list(order)} does not name each of the parts' sequences once")
     rows = [sequence * heads + head for sequence in order for head in range(heads)]
-    at, shifted = [0] * 6, []
+    at, shifted = [0] * (PINNED_START + 1), []
     for part in parts:
         shifted.append(part.starts + torch.tensor(at, device=part.starts.device))
-        flat = (part.key_codes, part.value_codes, part.key_columns, part.value_affine, part.whole_values)
-        at = [a + t.shape[0] for a, t in zip(at, (*flat, part.pinned_keys), strict=True)]
+        flat = (part.key_codes, part.value_codes, part.key_columns, part.value_affine, part.pinned_keys)
+        at = [a + t.shape[0] for a, t in zip(at, flat, strict=True)]
     index = torch.tensor(rows, device=parts[0].counts.device)
     host = [row for part in parts for row in part.host_counts]
     raw = [count for part in parts for count in part.raw]
@@ -146,7 +149,6 @@ def join(parts: Sequence[Packed], order: Sequence[int]) -> Packed:
         key_affine=torch.cat([p.key_affine for p in parts])[index],
         value_codes=torch.cat([p.value_codes for p in parts]),
         value_affine=torch.cat([p.value_affine for p in parts]),
-        whole_values=torch.cat([p.whole_values for p in parts]),
         pinned_keys=torch.cat([p.pinned_keys for p in parts]),
         pinned_values=torch.cat([p.pinned_values for p in parts]),
         counts=torch.cat([p.counts for p in parts])[index],

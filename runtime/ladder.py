@@ -87,7 +87,7 @@ class Ladder:
     def cost(self, plan: BitPlan) -> Tensor:
         """Bits that ``plan`` takes once packed, ``[B, H]`` int64, rounding to whole bytes included."""
         pinned = plan.pinned.sum(-1)
-        coded = plan.kept.sum(-1) - pinned  # kept tokens that pass through the quantiser
+        coded = plan.kept.sum(-1) - pinned
         if plan.is_identity:
             return torch.full_like(coded, self.full_cost)
         if not bool(plan.kept.any()):
@@ -95,27 +95,28 @@ class Ladder:
         values = lookup(plan.value_bits, self.value_bits, self.value_cost).masked_fill(plan.pinned, 0).sum(-1)
         key = round_up(lookup(plan.key_bits, self.key_bits, self.key_cost).sum(-1), self.key_block)
         bits = plan.value_bits.masked_fill(plan.pinned, 0)
-        # Where every channel is whole, tokens of whole values lie beside the pinned ones and need nothing of these.
-        quantised = coded - (plan.key_bits == 16).all(-1) * (bits == 16).sum(-1)
-        overhead = lookup(plan.key_bits, self.key_bits, self.key_overhead).sum(-1) * (quantised > 0)
-        at_least = [((bits >= width) & (bits < 16)).sum(-1) for width in self.coded_bits]
-        padding = self.padding(torch.stack([*at_least, quantised], -1), key)
+        # A head that quantises nothing stores its tokens beside the pinned ones, without blocks and channels.
+        whole = (plan.key_bits == 16).all(-1) & ((bits == 0) | (bits == 16)).all(-1)
+        bits = bits.masked_fill(whole.unsqueeze(-1), 0)
+        overhead = lookup(plan.key_bits, self.key_bits, self.key_overhead).sum(-1) * (bits > 0).any(-1)
+        at_least = [(bits >= width).sum(-1) for width in self.coded_bits]
+        padding = self.padding(torch.stack([*at_least, (bits > 0).sum(-1)], -1), key)
         return values + key * coded + padding + overhead + pinned * self.pinned_cost + self.head_cost
 
     @property
     def coded_bits(self) -> tuple[int, ...]:
-        """Value widths that pass through the quantiser, ascending."""
-        return tuple(b for b in self.value_bits if 0 < b < 16)
+        """Widths of the values that are kept, ascending."""
+        return tuple(b for b in self.value_bits if b > 0)
 
     def padding(self, counts: Tensor, key: Tensor) -> Tensor:
         """Bits that whole blocks take beyond the tokens in them, int64.
 
-        A quantised value is stored in layers of bits, one layer for each step of the ladder: the layer of
-        a width holds the tokens of this width and above (below 16) in whole blocks, and so do the keys.
+        A value is stored in layers of bits, one layer for each step of the ladder: the layer of a width holds
+        the tokens of this width and above in whole blocks, and so do the keys.
 
         Args:
-            counts: ``[..., C + 1]`` tokens whose quantised value has at least each width of ``coded_bits``,
-                then all tokens whose key is quantised.
+            counts: ``[..., C + 1]`` tokens, but for pinned ones, whose value has at least each width of
+                ``coded_bits``, then all of them.
             key: ``[...]`` bits of a quantised key.
         """
         widths = torch.tensor((0, *self.coded_bits), device=counts.device)

@@ -32,7 +32,7 @@ DISTORTIONS = {
 }
 AFFINE_BITS = 32  # scale and zero point, float16 each
 COLUMN_BITS = 16  # channel and plane of 2 bits of every key
-TABLE_BITS = 8 * 32 + 6 * 64  # a head's counts and starts
+TABLE_BITS = 8 * 32 + 5 * 64  # a head's counts and starts
 
 
 class MixedBitOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -67,7 +67,7 @@ class MixedBit(CacheFormat):
         def value_cost(bits: int) -> int:
             if bits == 0:
                 return 0
-            return head_dim * bits + position + (AFFINE_BITS if bits < 16 else 0)
+            return head_dim * bits + position + AFFINE_BITS
 
         # Every head's affine parameters of all channels, its tables, and at most: key columns to whole blocks, the
         # last byte of the classes.
