@@ -52,7 +52,5 @@ def lowest(problem: Problem, ladder: Ladder, base: Tensor) -> Tensor:
     if problem.pinned is not None:
         tokens = tokens - problem.pinned.sum(-1, keepdim=True)
     count = -(-tokens // ladder.token_block)
-    # A place without a token takes no metadata, and nothing of a value that is not quantised.
-    bits = ladder.value_bits[0]
-    spare = ladder.value_cost[0] - (bits * ladder.head_dim if bits < 16 else 0)
-    return base * count - (count * ladder.token_block - tokens) * spare
+    metadata = ladder.value_cost[0] - ladder.value_bits[0] * ladder.head_dim  # a place without a token takes none
+    return base * count - (count * ladder.token_block - tokens) * metadata

@@ -22,10 +22,10 @@ def spend(weight: Tensor, steps: Steps, boundary: Tensor, left: Tensor) -> Tenso
     """
     ahead = torch.arange(1, AHEAD + 1, device=weight.device)
     item = boundary.unsqueeze(-1) - ahead  # [P, h, S, A]
-    # The item makes the step before this one, or is at the lowest level.
-    open_ = item >= pad(boundary[..., :-1], (1, 0)).unsqueeze(-1)
+    # It does not make the step before this one, or there is no such item.
+    closed = item < pad(boundary[..., :-1], (1, 0)).unsqueeze(-1)
     worth = weight.gather(-1, item.clamp(min=0).flatten(2)).view(item.shape) * steps.rate.unsqueeze(-1)
-    cost = torch.where(open_, steps.toll.unsqueeze(-1), NEVER).flatten(1)  # [P, h * S * A]
+    cost = steps.toll.unsqueeze(-1).masked_fill(closed, NEVER).flatten(1)  # [P, h * S * A]
     order = worth.flatten(1).argsort(dim=1, descending=True, stable=True)
     cost = cost.gather(1, order)
     for _ in range(PASSES):
