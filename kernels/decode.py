@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from . import naive
 from .decode_kernels import attend_kernel, merge_kernel
-from .decode_plan import DecodePlan, Tile, make_plan, processors
+from .decode_plan import DecodePlan, Tile, choose_tile, make_plan
 from .packed import Packed
 
 MOST_QUERIES = 16  # rows of queries (group times new tokens) of one launch
-TOKENS_OF_TAIL = 64  # tail tokens of a step
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,16 @@ class Tail:
     lengths: Tensor
 
 
-def plan(packed: Packed, tail_capacity: int = 0, tile: Tile | None = None, waves: int = 12) -> DecodePlan:
-    """Work items for a prompt, for `attend`; made once after packing, and again when a tail's buffer is exchanged."""
-    tile = tile or Tile(words=64, columns=32, warps=4)
-    return make_plan(packed, tail_capacity, tile, programs=waves * processors(packed.counts.device))
+def plan(packed: Packed, tail_capacity: int = 0, queries: int = 8, tile: Tile | None = None) -> DecodePlan:
+    """Work items for a prompt, for `attend`; made once after packing, and again when a tail's buffer is exchanged.
+
+    Args:
+        packed: the prompt.
+        tail_capacity: tokens that the tail's buffer holds, 0 for no tail.
+        queries: most query rows of a KV head at once (group times new tokens).
+        tile: shape of a tile, if not the one that suits the prompt.
+    """
+    return make_plan(packed, tail_capacity, tile or choose_tile(packed, min(queries, MOST_QUERIES)))
 
 
 def attend(
@@ -89,26 +95,35 @@ def _launch(
     query: Tensor, packed: Packed, plan: DecodePlan, scale: float, tail: Tail | None, out: Tensor, lse: Tensor
 ) -> None:
     batch, q_heads, length, dim = query.shape
-    group = q_heads // packed.heads
+    group, tile = q_heads // packed.heads, plan.tile
     rows, items = batch * packed.heads, plan.items.shape[0]
     padded = max(16, 1 << (dim - 1).bit_length())
     parts = torch.empty(items, group * length, dim, dtype=torch.float32, device=query.device)
     part_lses = torch.empty(items, group * length, dtype=torch.float32, device=query.device)
     keys, values = (packed.pinned_keys, packed.pinned_values) if tail is None else (tail.keys, tail.values)
     strides = (0, 0, 0) if tail is None else keys.stride()[:3]
+    early = _launches_early(query.device)
+    options = {"launch_pdl": True} if early else {}
     if items:
         attend_kernel[(items,)](
             query, *query.stride()[:3],
             packed.key_codes, packed.key_columns, packed.key_affine.view(torch.int32),
-            packed.value_codes, packed.value_affine.view(torch.int32), packed.whole_values,
-            packed.pinned_keys, packed.pinned_values, packed.counts, packed.starts,
+            packed.value_codes, packed.value_affine.view(torch.int32), packed.pinned_keys, packed.pinned_values,
+            packed.counts, packed.starts,
             keys, values, *strides, packed.counts if tail is None else tail.lengths,
             plan.items, parts, part_lses, scale * naive.LOG2_E,
             H=packed.heads, G=group, Q=length, N=max(8, 1 << (group * length - 1).bit_length()), D=dim, DP=padded,
-            W=plan.tile.words, KC=plan.tile.columns, BT=TOKENS_OF_TAIL,
-            num_warps=plan.tile.warps, num_stages=plan.tile.stages, maxnreg=plan.tile.registers,
+            W=tile.words, CA=tile.columns, CB=tile.more_columns, BT=16 * tile.warps, PDL=early,
+            num_warps=tile.warps, num_stages=1, maxnreg=tile.registers, **options,
         )  # fmt: skip
     merge_kernel[(rows, group * length)](
         parts, part_lses, plan.first_item, out, lse, *out.stride()[:3], *lse.stride()[:3],
-        H=packed.heads, G=group, Q=length, D=dim, DP=padded, BI=16, num_warps=4,
+        H=packed.heads, G=group, Q=length, D=dim, DP=padded, BI=min(64, max(4, 1 << (plan.most_items - 1).bit_length())),
+        PDL=early, num_warps=4, **options,
     )  # fmt: skip
+
+
+@cache
+def _launches_early(device: torch.device) -> bool:
+    """Whether a launch may start before the one ahead of it has ended (programmatic dependent launch)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9

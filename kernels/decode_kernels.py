@@ -20,16 +20,16 @@ import os
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .decode_plan import PACKED_ZONE, PINNED_ZONE
-from .packed import CODED, CODED4, CODED8, COLUMNS, KEY_EXPONENT, PINNED, TOKENS, VALUE_EXPONENT
+from .packed import CODED4, CODED8, CODED16, COLUMNS, KEY_EXPONENT, TOKENS, VALUE_EXPONENT
 
-_N, _N2, _N4, _N8 = (tl.constexpr(i) for i in (TOKENS, CODED, CODED4, CODED8))
-_P, _C, _KE, _VE = (tl.constexpr(i) for i in (PINNED, COLUMNS, KEY_EXPONENT, VALUE_EXPONENT))
+_N, _N4, _N8, _N16 = (tl.constexpr(i) for i in (TOKENS, CODED4, CODED8, CODED16))
+_C, _KE, _VE = (tl.constexpr(i) for i in (COLUMNS, KEY_EXPONENT, VALUE_EXPONENT))
+_PACKED, _PINNED = tl.constexpr(PACKED_ZONE), tl.constexpr(PINNED_ZONE)
 # The interpreter has no inline assembly; there the masks are plain operations on 16-bit integers.
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
-
-_PACKED, _PINNED = tl.constexpr(PACKED_ZONE), tl.constexpr(PINNED_ZONE)
 
 
 @triton.jit
@@ -58,12 +58,12 @@ def _upper(words):
 
 
 @triton.jit
-def _multiply(w, b0, b1, b2, b3, c0, c1, c2, c3):
-    """``c_j + codes_j(w) @ b_j`` for the four tokens of the lower byte; returns the four sums."""
-    c0 = _dot(_codes(w, 3, "0x00030003"), b0, c0)
-    c1 = _dot(_codes(w, 12, "0x000c000c"), b1, c1)
-    c2 = _dot(_codes(w, 48, "0x00300030"), b2, c2)
-    c3 = _dot(_codes(w, 192, "0x00c000c0"), b3, c3)
+def _multiply(w, q, c0, c1, c2, c3):
+    """``c_j + codes_j(w) @ q`` for the four tokens of the lower byte; returns the four sums."""
+    c0 = _dot(_codes(w, 3, "0x00030003"), q, c0)
+    c1 = _dot(_codes(w, 12, "0x000c000c"), q, c1)
+    c2 = _dot(_codes(w, 48, "0x00300030"), q, c2)
+    c3 = _dot(_codes(w, 192, "0x00c000c0"), q, c3)
     return c0, c1, c2, c3
 
 
@@ -82,12 +82,34 @@ def _hide(s, slot, n, J: tl.constexpr):
 
 
 @triton.jit
-def _weigh(p, affine, slot, coded, factor, zeros, J: tl.constexpr):
+def _affine(affine, slot, coded, J: tl.constexpr):
+    """Scale and zero point of values as they are stored: float16 pairs, scale low, zero high."""
+    return tl.load(affine + slot + J, mask=slot + J < coded, other=0)
+
+
+@triton.jit
+def _weigh(p, affine, factor, zeros):
     """Probabilities times the values' scales, float16, and ``zeros`` plus probabilities times zero points."""
-    both = tl.load(affine + slot + J, mask=slot + J < coded, other=0)  # float16 pair: scale low, zero high
-    scale = (both & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    zero = (both >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    scale = (affine & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    zero = (affine >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     return (p * (scale * factor)[:, None]).to(tl.float16), zeros + p * zero[:, None]
+
+
+@triton.jit
+def _times_four(a):
+    """Weights for the next plane. Those of tokens without it must stay finite, since they meet codes of 0."""
+    return tl.minimum(a * 4.0, 32768.0).to(tl.float16)
+
+
+@triton.jit
+def _prefetch(words, first, end, COUNT: tl.constexpr):
+    """Bring ``64 * COUNT`` words from ``first`` on, as far as they lie before ``end``, into the second-level cache."""
+    if not _INTERPRETED:
+        at = first.to(tl.int64) + tl.arange(0, COUNT) * 64  # a cache line is 64 words
+        address = (words + tl.minimum(at, end - 1)).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
@@ -98,17 +120,6 @@ def _split(p, dtype: tl.constexpr):
 
 
 @triton.jit
-def _whole(acc, p, values, slot, coded, tokens, di, D: tl.constexpr, J: tl.constexpr):
-    """``acc + v^T p`` over the slots whose values are stored as they are."""
-    at = slot + J
-    ok = (at >= coded) & (at < tokens)
-    v = tl.load(values + (at - coded).to(tl.int64)[:, None] * D + di[None, :], mask=ok[:, None] & (di < D)[None, :], other=0.0)
-    high, low = _split(tl.where(ok[:, None], p, 0.0), v.dtype)
-    v = tl.trans(v)
-    return _dot(v, low, _dot(v, high, acc))
-
-
-@triton.jit
 def _query(q_ptr, ni, di, strides_h, strides_q, NQ: tl.constexpr, Q: tl.constexpr, D: tl.constexpr):
     """Query rows ``g * Q + i`` of a KV head as columns, ``[DP, N]``."""
     at = (ni // Q) * strides_h + (ni % Q) * strides_q
@@ -116,28 +127,62 @@ def _query(q_ptr, ni, di, strides_h, strides_q, NQ: tl.constexpr, Q: tl.constexp
 
 
 @triton.jit
+def _key_words(key_codes, word, column, n, C):
+    """Words ``[W, columns]`` of some key columns."""
+    mask = (word * 8 < n)[:, None] & (column < C)[None, :]
+    return tl.load(key_codes + word.to(tl.int64)[:, None] * C + column[None, :], mask=mask, other=0)
+
+
+@triton.jit
+def _value_words(plane, pair, d2, blocks, D: tl.constexpr):
+    """Words of one plane of values, ``[W / 2, 2 * DP]``: a row holds two words of each channel."""
+    mask = (pair < blocks)[:, None] & (d2 < 2 * D)[None, :]
+    return tl.load(plane + pair.to(tl.int64)[:, None] * (2 * D) + d2[None, :], mask=mask, other=0)
+
+
+@triton.jit
+def _across(v, W: tl.constexpr, DP: tl.constexpr):
+    """The words of `_value_words` with channels as rows, ``[DP, W]``."""
+    return tl.reshape(tl.permute(tl.reshape(v, [W // 2, DP, 2]), (1, 0, 2)), [DP, W])
+
+
+@triton.jit
+def _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, at, C, NQ: tl.constexpr):
+    """Queries times the scale of each key column and the weight of its plane, ``[columns, N]`` float16."""
+    column = tl.load(key_columns + at, mask=at < C, other=-1).to(tl.int32)
+    channel = column & 255
+    scale = tl.load(key_affine + channel, mask=column >= 0, other=0)
+    scale = (scale & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    scale *= tl.exp2(2.0 * (column >> 8).to(tl.float32))
+    q = tl.load(q_ptr + q_at[None, :] + channel[:, None], mask=(ni < NQ)[None, :], other=0.0)
+    return (q.to(tl.float32) * norm[None, :] * scale[:, None]).to(tl.float16)
+
+
+@triton.jit
 def _packed_zone(
-    q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine, whole_values,
-    counts, starts, row, begin, end, logit_scale,
+    q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine, counts, starts, row, begin, end, logit_scale,
     NQ: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    W: tl.constexpr, KC: tl.constexpr,
+    W: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Tiles ``begin`` to ``end`` of ``8 * W`` slots each: output sums ``[DP, N]``, maxima and sums ``[N]``."""
-    n = tl.load(counts + row * 8 + _N)
-    n2 = tl.load(counts + row * 8 + _N2)
-    n4 = tl.load(counts + row * 8 + _N4)
-    n8 = tl.load(counts + row * 8 + _N8)
+    n, n4 = tl.load(counts + row * 8 + _N), tl.load(counts + row * 8 + _N4)
+    n8, n16 = tl.load(counts + row * 8 + _N8), tl.load(counts + row * 8 + _N16)
     C = tl.multiple_of(tl.load(counts + row * 8 + _C), 16)
     key_exponent = tl.load(counts + row * 8 + _KE).to(tl.float32)
     value_exponent = tl.load(counts + row * 8 + _VE).to(tl.float32)
-    key_codes += tl.multiple_of(tl.load(starts + row * 6), 16)
-    value_codes += tl.multiple_of(tl.load(starts + row * 6 + 1), 16 if D % 8 == 0 else 2)
-    key_columns += tl.multiple_of(tl.load(starts + row * 6 + 2), 16)
-    value_affine += tl.load(starts + row * 6 + 3)
-    whole_values += tl.load(starts + row * 6 + 4) * D
+    blocks, blocks4, blocks8, blocks16 = (n + 15) // 16, (n4 + 15) // 16, (n8 + 15) // 16, (n16 + 15) // 16
+    key_codes += tl.multiple_of(tl.load(starts + row * 5), 16)
+    value_codes += tl.multiple_of(tl.load(starts + row * 5 + 1), 16 if D % 8 == 0 else 2)
+    key_columns += tl.multiple_of(tl.load(starts + row * 5 + 2), 16)
+    value_affine += tl.load(starts + row * 5 + 3)
     key_affine += row * D  # float16 pairs
+    # What the first tile reads is on its way while the query is folded.
+    _prefetch(key_codes, begin * W * C, blocks * 2 * C, W * CA // 32)
+    _prefetch(value_codes, begin * W * D, blocks * 2 * D, W * DP // 64)
+    if PDL:
+        gdc_wait()  # the query is made by the launch before this one
 
-    wi, ni, ci, di, d2 = tl.arange(0, W), tl.arange(0, N), tl.arange(0, KC), tl.arange(0, DP), tl.arange(0, 2 * DP)
+    wi, ni, di, d2 = tl.arange(0, W), tl.arange(0, N), tl.arange(0, DP), tl.arange(0, 2 * DP)
     q = _query(q_ptr, ni, di, q_stride_h, q_stride_q, NQ, Q, D).to(tl.float32)  # [DP, N]
     top_q = tl.max(tl.abs(q), 0)  # [N]
     affine = tl.load(key_affine + di, mask=di < D, other=0)
@@ -150,92 +195,93 @@ def _packed_zone(
     q_at = (ni // Q) * q_stride_h + (ni % Q) * q_stride_q
 
     acc = tl.zeros([DP, N], tl.float32)
-    zeros = tl.zeros([N], tl.float32)
-    total = tl.zeros([N], tl.float32)
+    zeros = tl.zeros([W, N], tl.float32)  # summed over words only at the end
+    total = tl.zeros([W, N], tl.float32)
     top = tl.full([N], float("-inf"), tl.float32)
     key_scale = tl.exp2(-key_exponent)
     factor = tl.exp2(14.0 - value_exponent)
     value_unit = tl.exp2(value_exponent + 10.0)
-    for tile in range(begin, end):
+    norm = fold * key_scale
+    ca, cb = tl.arange(0, CA), CA + tl.arange(0, CB)
+    f = _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, ca, C, NQ)
+    g = _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, cb, C, NQ)
+    for tile in tl.range(begin, end):
         word = tile * W + wi
         slot = word * 8
-        key_at = key_codes + word.to(tl.int64)[:, None] * C + ci[None, :]
-        held = slot < n
+        pair = tile * (W // 2) + tl.arange(0, W // 2)
+        _prefetch(key_codes, (tile + 1) * W * C, blocks * 2 * C, W * CA // 32)
+        _prefetch(value_codes, (tile + 1) * W * D, blocks * 2 * D, W * DP // 64)
+        w, more = _key_words(key_codes, word, ca, n, C), _key_words(key_codes, word, cb, n, C)
         s0 = tl.zeros([W, N], tl.float32)
         s1, s2, s3, s4, s5, s6, s7 = s0, s0, s0, s0, s0, s0, s0
-        for c in range(0, C, KC):
-            inside = c + ci < C
-            w = tl.load(key_at + c, mask=held[:, None] & inside[None, :], other=0)  # [W, KC]
-            column = tl.load(key_columns + c + ci, mask=inside, other=-1).to(tl.int32)
-            channel = column & 255
-            scale = tl.load(key_affine + channel, mask=column >= 0, other=0)
-            scale = (scale & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-            scale *= tl.exp2(2.0 * (column >> 8).to(tl.float32)) * key_scale
-            part = tl.load(q_ptr + q_at[None, :] + channel[:, None], mask=(ni < NQ)[None, :], other=0.0)  # [KC, N]
-            folded = (part.to(tl.float32) * fold[None, :] * scale[:, None]).to(tl.float16)
-            s0, s1, s2, s3 = _multiply(w, folded, folded, folded, folded, s0, s1, s2, s3)
-            s4, s5, s6, s7 = _multiply(_upper(w), folded, folded, folded, folded, s4, s5, s6, s7)
+        s0, s1, s2, s3 = _multiply(w, f, s0, s1, s2, s3)
+        s4, s5, s6, s7 = _multiply(_upper(w), f, s4, s5, s6, s7)
+        s0, s1, s2, s3 = _multiply(more, g, s0, s1, s2, s3)
+        s4, s5, s6, s7 = _multiply(_upper(more), g, s4, s5, s6, s7)
+        for c in range(CA + CB, C, CA):  # more columns than queries are kept for
+            w = _key_words(key_codes, word, c + ca, n, C)
+            h = _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, c + ca, C, NQ)
+            s0, s1, s2, s3 = _multiply(w, h, s0, s1, s2, s3)
+            s4, s5, s6, s7 = _multiply(_upper(w), h, s4, s5, s6, s7)
 
+        # What follows the logits is loaded before their maximum is known.
+        lowest = _value_words(value_codes, pair, d2, blocks, D)
+        e0, e1 = _affine(value_affine, slot, n, 0), _affine(value_affine, slot, n, 1)
+        e2, e3 = _affine(value_affine, slot, n, 2), _affine(value_affine, slot, n, 3)
+        e4, e5 = _affine(value_affine, slot, n, 4), _affine(value_affine, slot, n, 5)
+        e6, e7 = _affine(value_affine, slot, n, 6), _affine(value_affine, slot, n, 7)
         if (tile + 1) * W * 8 > n:
             s0, s1, s2, s3 = _hide(s0, slot, n, 0), _hide(s1, slot, n, 1), _hide(s2, slot, n, 2), _hide(s3, slot, n, 3)
             s4, s5, s6, s7 = _hide(s4, slot, n, 4), _hide(s5, slot, n, 5), _hide(s6, slot, n, 6), _hide(s7, slot, n, 7)
-        x0, x1 = tl.max(tl.maximum(s0, s4), 0) * u0, tl.max(tl.maximum(s1, s5), 0) * u1
-        x2, x3 = tl.max(tl.maximum(s2, s6), 0) * u2, tl.max(tl.maximum(s3, s7), 0) * u3
-        new = tl.maximum(top, tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3)))  # without the bias
+        x0, x1 = tl.maximum(s0, s4), tl.maximum(s1, s5) * 0.25
+        x2, x3 = tl.maximum(s2, s6) * 0.0625, tl.maximum(s3, s7) * 0.015625
+        x = tl.max(tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3)), 0)
+        new = tl.maximum(top, x * u0)  # without the bias
         shrink = tl.exp2(top - new)
         top = new
         p0, p4 = tl.exp2(s0 * u0[None, :] - top[None, :]), tl.exp2(s4 * u0[None, :] - top[None, :])
         p1, p5 = tl.exp2(s1 * u1[None, :] - top[None, :]), tl.exp2(s5 * u1[None, :] - top[None, :])
         p2, p6 = tl.exp2(s2 * u2[None, :] - top[None, :]), tl.exp2(s6 * u2[None, :] - top[None, :])
         p3, p7 = tl.exp2(s3 * u3[None, :] - top[None, :]), tl.exp2(s7 * u3[None, :] - top[None, :])
-        total = total * shrink + tl.sum(((p0 + p1) + (p2 + p3)) + ((p4 + p5) + (p6 + p7)), 0)
+        total = total * shrink[None, :] + (((p0 + p1) + (p2 + p3)) + ((p4 + p5) + (p6 + p7)))
         acc *= shrink[None, :]
-        if (tile + 1) * W * 8 > n2:
-            acc = _whole(acc, p0, whole_values, slot, n2, n, di, D, 0)
-            acc = _whole(acc, p1, whole_values, slot, n2, n, di, D, 1)
-            acc = _whole(acc, p2, whole_values, slot, n2, n, di, D, 2)
-            acc = _whole(acc, p3, whole_values, slot, n2, n, di, D, 3)
-            acc = _whole(acc, p4, whole_values, slot, n2, n, di, D, 4)
-            acc = _whole(acc, p5, whole_values, slot, n2, n, di, D, 5)
-            acc = _whole(acc, p6, whole_values, slot, n2, n, di, D, 6)
-            acc = _whole(acc, p7, whole_values, slot, n2, n, di, D, 7)
-        zs = tl.zeros([W, N], tl.float32)
-        a0, zs = _weigh(p0, value_affine, slot, n2, factor, zs, 0)
-        a1, zs = _weigh(p1, value_affine, slot, n2, factor * 0.25, zs, 1)
-        a2, zs = _weigh(p2, value_affine, slot, n2, factor * 0.0625, zs, 2)
-        a3, zs = _weigh(p3, value_affine, slot, n2, factor * 0.015625, zs, 3)
-        a4, zs = _weigh(p4, value_affine, slot, n2, factor, zs, 4)
-        a5, zs = _weigh(p5, value_affine, slot, n2, factor * 0.25, zs, 5)
-        a6, zs = _weigh(p6, value_affine, slot, n2, factor * 0.0625, zs, 6)
-        a7, zs = _weigh(p7, value_affine, slot, n2, factor * 0.015625, zs, 7)
-        zeros = zeros * shrink + tl.sum(zs, 0)
+        zeros *= shrink[None, :]
+        a0, zeros = _weigh(p0, e0, factor, zeros)
+        a1, zeros = _weigh(p1, e1, factor * 0.25, zeros)
+        a2, zeros = _weigh(p2, e2, factor * 0.0625, zeros)
+        a3, zeros = _weigh(p3, e3, factor * 0.015625, zeros)
+        a4, zeros = _weigh(p4, e4, factor, zeros)
+        a5, zeros = _weigh(p5, e5, factor * 0.25, zeros)
+        a6, zeros = _weigh(p6, e6, factor * 0.0625, zeros)
+        a7, zeros = _weigh(p7, e7, factor * 0.015625, zeros)
 
-        pair = tile * (W // 2) + tl.arange(0, W // 2)
-        value_at = value_codes + pair.to(tl.int64)[:, None] * (2 * D) + d2[None, :]
+        v = _across(lowest, W, DP)
+        part = _accumulate(v, a0, a1, a2, a3, tl.zeros([DP, N], tl.float32))
+        part = _accumulate(_upper(v), a4, a5, a6, a7, part)
         first = tile * W * 8
-        planes = tl.where(first < n8, 4, tl.where(first < n4, 2, tl.where(first < n2, 1, 0)))
-        blocks2, blocks4, blocks8 = (n2 + 15) // 16, (n4 + 15) // 16, (n8 + 15) // 16
-        part = tl.zeros([DP, N], tl.float32)
-        for i in range(planes):
-            plane = planes - 1 - i
-            skip = tl.where(plane > 0, blocks2, 0) + tl.where(plane > 1, blocks4, 0) + tl.where(plane > 2, blocks8, 0)
-            blocks = tl.where(plane > 1, blocks8, tl.where(plane > 0, blocks4, blocks2))
-            v = tl.load(
-                value_at + skip.to(tl.int64) * (2 * D), mask=(pair < blocks)[:, None] & (d2 < 2 * D)[None, :], other=0
-            )
-            v = tl.reshape(tl.permute(tl.reshape(v, [W // 2, DP, 2]), (1, 0, 2)), [DP, W])
-            part = _accumulate(v, a0, a1, a2, a3, part * 4.0)
+        plane = value_codes + blocks.to(tl.int64) * (2 * D)
+        held = blocks4
+        for i in range(1, tl.where(first < n16, 8, tl.where(first < n8, 4, tl.where(first < n4, 2, 1)))):
+            a0, a1, a2, a3 = _times_four(a0), _times_four(a1), _times_four(a2), _times_four(a3)
+            a4, a5, a6, a7 = _times_four(a4), _times_four(a5), _times_four(a6), _times_four(a7)
+            v = _across(_value_words(plane, pair, d2, held, D), W, DP)
+            part = _accumulate(v, a0, a1, a2, a3, part)
             part = _accumulate(_upper(v), a4, a5, a6, a7, part)
+            plane += held.to(tl.int64) * (2 * D)
+            held = tl.where(i < 3, blocks8, blocks16)
         acc += part * value_unit
-    return acc + zeros[None, :], top + bias, total
+    return acc + tl.sum(zeros, 0)[None, :], top + bias, tl.sum(total, 0)
 
 
 @triton.jit
 def _raw_zone(
     q_ptr, q_stride_h, q_stride_q, keys, values, stride, begin, end, logit_scale,
     NQ: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """16-bit tokens ``begin`` to ``end``: output sums ``[DP, N]``, maxima and sums ``[N]``."""
+    if PDL:
+        gdc_wait()
     ni, di, ti = tl.arange(0, N), tl.arange(0, DP), tl.arange(0, BT)
     q = _query(q_ptr, ni, di, q_stride_h, q_stride_q, NQ, Q, D).to(keys.dtype.element_ty)  # [DP, N]
     acc = tl.zeros([DP, N], tl.float32)
@@ -262,13 +308,15 @@ def _raw_zone(
 @triton.jit
 def attend_kernel(
     q_ptr, q_stride_b, q_stride_h, q_stride_q,
-    key_codes, key_columns, key_affine, value_codes, value_affine, whole_values, pinned_keys, pinned_values,
+    key_codes, key_columns, key_affine, value_codes, value_affine, pinned_keys, pinned_values,
     counts, starts, tail_keys, tail_values, tail_stride_b, tail_stride_h, tail_stride_t, tail_lengths,
     items, outputs, lses, logit_scale,
     H: tl.constexpr, G: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    W: tl.constexpr, KC: tl.constexpr, BT: tl.constexpr,
+    W: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr, BT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One work item: some tiles of a row's packed zone, or some tokens of one of its 16-bit zones."""
+    if PDL:
+        gdc_launch_dependents()
     pid = tl.program_id(0)
     row = tl.load(items + pid * 4).to(tl.int64)
     zone = tl.load(items + pid * 4 + 1)
@@ -279,21 +327,21 @@ def attend_kernel(
     q_ptr += sequence * q_stride_b + head * G * q_stride_h
     if zone == _PACKED:
         acc, top, total = _packed_zone(
-            q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine, whole_values,
-            counts, starts, row, begin, end, logit_scale, NQ, Q, N, D, DP, W, KC,
+            q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine,
+            counts, starts, row, begin, end, logit_scale, NQ, Q, N, D, DP, W, CA, CB, PDL,
         )  # fmt: skip
     elif zone == _PINNED:
-        at = tl.load(starts + row * 6 + 5) * D
+        at = tl.load(starts + row * 5 + 4) * D
         acc, top, total = _raw_zone(
             q_ptr, q_stride_h, q_stride_q, pinned_keys + at, pinned_values + at, D, begin, end, logit_scale,
-            NQ, Q, N, D, DP, BT,
+            NQ, Q, N, D, DP, BT, PDL,
         )  # fmt: skip
     else:
         at = sequence * tail_stride_b + head * tail_stride_h
         end = tl.minimum(end, tl.load(tail_lengths + sequence))
         acc, top, total = _raw_zone(
             q_ptr, q_stride_h, q_stride_q, tail_keys + at, tail_values + at, tail_stride_t, begin, end, logit_scale,
-            NQ, Q, N, D, DP, BT,
+            NQ, Q, N, D, DP, BT, PDL,
         )  # fmt: skip
     ni, di = tl.arange(0, N), tl.arange(0, DP)
     out = acc / tl.where(total > 0, total, 1.0)[None, :]
@@ -308,12 +356,16 @@ def merge_kernel(
     outputs, lses, first_item, out, out_lse, out_stride_b, out_stride_h, out_stride_q,
     lse_stride_b, lse_stride_h, lse_stride_q,
     H: tl.constexpr, G: tl.constexpr, Q: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BI: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Merge the items of one row by their log-sum-exp, for one query."""
     row, n = tl.program_id(0), tl.program_id(1)
     NQ: tl.constexpr = G * Q
     begin, end = tl.load(first_item + row), tl.load(first_item + row + 1)
     ii, di = tl.arange(0, BI), tl.arange(0, DP)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     acc = tl.zeros([DP], tl.float32)
     total = 0.0
     top = float("-inf")

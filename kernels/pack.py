@@ -9,7 +9,19 @@ from torch import Tensor
 
 from . import pack_measure_kernels as measuring
 from . import pack_write_kernels as writing
-from .packed import COLUMNS, KEY_EXPONENT, NOT_FINITE, VALUE_EXPONENT, NotFiniteError, Packed, blocks, layout
+from .packed import (
+    CODED16,
+    COLUMNS,
+    KEY_EXPONENT,
+    NOT_FINITE,
+    PINNED,
+    TOKENS,
+    VALUE_EXPONENT,
+    NotFiniteError,
+    Packed,
+    blocks,
+    layout,
+)
 
 SPAN = 1024  # tokens of one program that lists them
 CHUNK = 128  # slots of one program that measures
@@ -114,7 +126,7 @@ def _allocate(given: _Input, tables: _Tables, report: list[list[int]]) -> Packed
     def new(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=keys.device)
 
-    key_codes, value_codes, columns, affine, whole, pinned = sizes
+    key_codes, value_codes, columns, affine, pinned = sizes
     return Packed(
         batch=batch,
         heads=heads,
@@ -126,7 +138,6 @@ def _allocate(given: _Input, tables: _Tables, report: list[list[int]]) -> Packed
         key_affine=tables.key_affine,
         value_codes=new(value_codes, dtype=torch.int16),
         value_affine=new(affine, 2, dtype=torch.float16),
-        whole_values=new(whole, dim, dtype=keys.dtype),
         pinned_keys=new(pinned, dim, dtype=keys.dtype),
         pinned_values=new(pinned, dim, dtype=keys.dtype),
         counts=tables.report[:, : VALUE_EXPONENT + 1].contiguous(),
@@ -138,25 +149,24 @@ def _write(given: _Input, tables: _Tables, packed: Packed) -> None:
     keys, values, tile = given.keys, given.values, given.tile
     tokens, rows = keys.shape[2], given.rows
     where = (packed.counts, packed.starts, tables.token)
-    most_coded, most_quantised = (max(row[i] for row in packed.host_counts) for i in (0, 1))
-    most_copied = max(n - n2 + p for n, n2, _, _, p, _ in packed.host_counts)
+    most_coded, most_pinned = (max(row[i] for row in packed.host_counts) for i in (TOKENS, PINNED))
     if most_coded:
         words = max(2, 1024 // tile["DP"])
         writing.keys_kernel[-(-2 * blocks(most_coded) // words), rows](
             keys, *keys.stride()[:3], given.key_bits, *where, tables.key_affine, tables.place,
             packed.key_codes, packed.key_columns, tokens, **tile, W=words,
         )  # fmt: skip
-    if most_quantised:
-        span = max(1, 512 // tile["DP"])
-        writing.values_kernel[-(-blocks(most_quantised) // span), rows](
+        span = max(1, 256 // tile["DP"])
+        halves = 1 + any(row[CODED16] for row in packed.host_counts)  # of the planes
+        writing.values_kernel[-(-blocks(most_coded) // span), rows, halves](
             values, *values.stride()[:3], *where, tables.affine,
             packed.value_codes.view(torch.int32), packed.value_affine, tokens, **tile, Q=span,
         )  # fmt: skip
-    if most_copied:
+    if most_pinned:
         span = TILE // tile["DP"]
         as_integers = torch.int16 if keys.element_size() == 2 else torch.int32
-        data = (t.view(as_integers) for t in (packed.whole_values, packed.pinned_keys, packed.pinned_values))
-        writing.copies_kernel[-(-most_copied // span), rows](
+        data = (t.view(as_integers) for t in (packed.pinned_keys, packed.pinned_values))
+        writing.pinned_kernel[-(-most_pinned // span), rows](
             keys.view(as_integers), *keys.stride()[:3], values.view(as_integers), *values.stride()[:3],
             *where, *data, tokens, **tile, BT=span,
         )  # fmt: skip

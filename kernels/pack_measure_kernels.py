@@ -9,7 +9,7 @@ in float32 with correctly rounded division, ``below`` and ``above`` to the next 
 * `measure_kernel` gathers the coded ones: extremes and sums of the key channels, affine of the values.
 * `tables_kernel` merges them for each row: affine and places of the key channels.
 
-Tokens are of a kind: 0, 1, 2 for values of 8, 4 and 2 bits, 3 for whole ones, 4 pinned, 5 dropped.
+Tokens are of a kind: 0 to 3 for values of 16, 8, 4 and 2 bits, 4 pinned, 5 dropped.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .packed import CODED, CODED4, CODED8, COLUMNS, KEY_EXPONENT, NOT_FINITE, PINNED, TOKENS, VALUE_EXPONENT
+from .packed import CODED4, CODED8, CODED16, COLUMNS, KEY_EXPONENT, NOT_FINITE, PINNED, TOKENS, VALUE_EXPONENT
 
 KINDS = 8  # of which 5 are counted; a power of two
 REPORT = 9  # columns of the report: those of `Packed.counts`, then tokens that are pinned as nothing is quantised
 
 _KINDS, _REPORT, _NOT_FINITE = tl.constexpr(KINDS), tl.constexpr(REPORT), tl.constexpr(NOT_FINITE)
-_N, _N2, _N4, _N8 = (tl.constexpr(i) for i in (TOKENS, CODED, CODED4, CODED8))
+_N, _N4, _N8, _N16 = (tl.constexpr(i) for i in (TOKENS, CODED4, CODED8, CODED16))
 _P, _C, _KE, _VE = (tl.constexpr(i) for i in (PINNED, COLUMNS, KEY_EXPONENT, VALUE_EXPONENT))
 _RAW = tl.constexpr(REPORT - 1)
 
@@ -76,8 +76,8 @@ def _exponent(peak):
 def _kinds(value_bits, pinned, at, ok):
     """Kinds of the tokens ``at`` of ``[R, T]``."""
     bits = tl.load(value_bits + at, mask=ok, other=0).to(tl.int32)
-    kind = tl.where(bits == 2, 2, tl.where(bits == 16, 3, 5))
-    kind = tl.where(bits == 8, 0, tl.where(bits == 4, 1, kind))
+    kind = tl.where(bits == 4, 2, tl.where(bits == 2, 3, 5))
+    kind = tl.where(bits == 16, 0, tl.where(bits == 8, 1, kind))
     return tl.where(tl.load(pinned + at, mask=ok, other=0) != 0, 4, kind)
 
 
@@ -113,28 +113,28 @@ def slots_kernel(
         count = tl.load(at, mask=(si < spans)[:, None], other=0)
         total += tl.sum(count, 0)
         before += tl.sum(tl.where((si < span)[:, None], count, 0), 0)
-    n8 = tl.sum(tl.where(ki < 1, total, 0), 0)
-    n4 = tl.sum(tl.where(ki < 2, total, 0), 0)
-    n2 = tl.sum(tl.where(ki < 3, total, 0), 0)
+    n16 = tl.sum(tl.where(ki < 1, total, 0), 0)
+    n8 = tl.sum(tl.where(ki < 2, total, 0), 0)
+    n4 = tl.sum(tl.where(ki < 3, total, 0), 0)
     n = tl.sum(tl.where(ki < 4, total, 0), 0)
     width = tl.load(key_bits + row * D + di, mask=di < D, other=0).to(tl.int32)
-    quantises = (n2 > 0) | (tl.sum((width == 16).to(tl.int32), 0) < D)
-    raw = tl.where(quantises, 0, n)  # tokens that are stored with the pinned ones
-    n -= raw
+    quantises = (n > n16) | (tl.sum((width == 16).to(tl.int32), 0) < D)
+    raw = tl.where(quantises, 0, n)  # tokens that are stored with the pinned ones; all the counts are this one then
+    n, n4, n8, n16 = n - raw, n4 - raw, n8 - raw, n16 - raw
     if span == 0:
         report += row * _REPORT
         tl.store(report + _N, n)
-        tl.store(report + _N2, n2)
         tl.store(report + _N4, n4)
         tl.store(report + _N8, n8)
+        tl.store(report + _N16, n16)
         tl.store(report + _P, raw + tl.sum(tl.where(ki == 4, total, 0), 0))
         tl.store(report + _RAW, raw)
     first, ti = row.to(tl.int64) * T, span * SPAN + tl.arange(0, SPAN)
     kind = _kinds(value_bits, pinned, first + ti, ti < T)
-    kind = tl.where((raw > 0) & (kind == 3), 4, kind)
-    own_first = tl.where(ki == 0, 0, tl.where(ki == 1, n8, tl.where(ki == 2, n4, tl.where(ki == 3, n2, n))))
-    # A raw row has no tokens of kinds 0 to 2, and those of kind 3 stand among the pinned ones, by position.
-    shift = tl.where((ki == 4) & (raw > 0), tl.sum(tl.where(ki == 3, before, 0), 0), 0)
+    kind = tl.where((raw > 0) & (kind == 0), 4, kind)
+    own_first = tl.where(ki == 0, 0, tl.where(ki == 1, n16, tl.where(ki == 2, n8, tl.where(ki == 3, n4, n))))
+    # A raw row has no tokens of kinds 1 to 3, and those of kind 0 stand among the pinned ones, by position.
+    shift = tl.where((ki == 4) & (raw > 0), tl.sum(tl.where(ki == 0, before, 0), 0), 0)
     slots = own_first + before + shift
     for k in tl.static_range(5):
         own = (kind == k).to(tl.int32)
@@ -151,13 +151,13 @@ def measure_kernel(
     """One chunk of slots of one row.
 
     Writes ``low``, ``high``, ``total`` ``[R, chunks, D]`` of the keys, infinite where one is not a number;
-    ``affine`` ``[R, T, 2]`` of the slots whose value is quantised; ``peak`` ``[R, chunks]``, the largest scale of
-    a value's plane, infinite if a value is not finite. Chunks beyond the row's last slot are left alone.
+    ``affine`` ``[R, T, 2]`` of the slots' values; ``peak`` ``[R, chunks]``, the largest scale of a value's plane,
+    infinite if a value is not finite. Chunks beyond the row's last slot are left alone.
     """
     chunk, row = tl.program_id(0), tl.program_id(1)
     report += row * _REPORT
-    n, n2 = tl.load(report + _N), tl.load(report + _N2)
-    n4, n8 = tl.load(report + _N4), tl.load(report + _N8)
+    n, n4 = tl.load(report + _N), tl.load(report + _N4)
+    n8, n16 = tl.load(report + _N8), tl.load(report + _N16)
     if chunk * CHUNK >= n:
         return
     keys += (row // H).to(tl.int64) * key_stride_b + (row % H).to(tl.int64) * key_stride_h
@@ -167,23 +167,22 @@ def measure_kernel(
     totals, top = tl.zeros([DP], tl.float64), tl.full([], 0.0, tl.float32)
     for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, n), BT):
         slot = start + tl.arange(0, BT)
-        coded, quantised = slot < n, slot < n2
+        coded, inside = slot < n, (di < D)[None, :]
         ti = tl.load(token + first + slot, mask=coded, other=0)
         k = tile(keys, ti, key_stride_t, di, coded, D).to(tl.float32)
         k = tl.where(k == k, k, float("inf"))
         lows = tl.minimum(lows, tl.min(tl.where(coded[:, None], k, float("inf")), 0))
         highs = tl.maximum(highs, tl.max(tl.where(coded[:, None], k, float("-inf")), 0))
         totals += tl.sum(k.to(tl.float64), 0)
-        if start < n2:
-            v = tile(values, ti, value_stride_t, di, quantised, D).to(tl.float32)
-            v = tl.where(v == v, v, float("inf"))
-            inside, width = (di < D)[None, :], tl.where(slot < n8, 8, tl.where(slot < n4, 4, 2))
-            v_low = tl.min(tl.where(inside, v, float("inf")), 1)
-            v_high = tl.max(tl.where(inside, v, float("-inf")), 1)
-            scale, zero = _affine(v_low, v_high, largest_code(width))
-            tl.store(affine + (first + slot) * 2, scale, mask=quantised)
-            tl.store(affine + (first + slot) * 2 + 1, zero, mask=quantised)
-            top = tl.maximum(top, tl.max(tl.where(quantised, _peaks(scale, zero, width), 0.0), 0))
+        v = tile(values, ti, value_stride_t, di, coded, D).to(tl.float32)
+        v = tl.where(v == v, v, float("inf"))
+        width = tl.where(slot < n16, 16, tl.where(slot < n8, 8, tl.where(slot < n4, 4, 2)))
+        v_low = tl.min(tl.where(inside, v, float("inf")), 1)
+        v_high = tl.max(tl.where(inside, v, float("-inf")), 1)
+        scale, zero = _affine(v_low, v_high, largest_code(width))
+        tl.store(affine + (first + slot) * 2, scale, mask=coded)
+        tl.store(affine + (first + slot) * 2 + 1, zero, mask=coded)
+        top = tl.maximum(top, tl.max(tl.where(coded, _peaks(scale, zero, width), 0.0), 0))
     part = row.to(tl.int64) * tl.num_programs(0) + chunk
     tl.store(peak + part, top)
     tl.store(low + part * D + di, lows, mask=di < D)

@@ -13,9 +13,9 @@ import triton.language as tl
 
 from .pack_measure_kernels import largest_code, tile
 from .packed import (
-    CODED,
     CODED4,
     CODED8,
+    CODED16,
     COLUMN_START,
     COLUMNS,
     KEY_START,
@@ -24,13 +24,12 @@ from .packed import (
     TOKENS,
     VALUE_AFFINE_START,
     VALUE_START,
-    WHOLE_START,
 )
 
-_N, _N2, _N4, _N8 = (tl.constexpr(i) for i in (TOKENS, CODED, CODED4, CODED8))
+_N, _N4, _N8, _N16 = (tl.constexpr(i) for i in (TOKENS, CODED4, CODED8, CODED16))
 _P, _C = tl.constexpr(PINNED), tl.constexpr(COLUMNS)
 _KEY, _VALUE, _COLUMN = (tl.constexpr(i) for i in (KEY_START, VALUE_START, COLUMN_START))
-_AFFINE, _WHOLE, _PINNED = (tl.constexpr(i) for i in (VALUE_AFFINE_START, WHOLE_START, PINNED_START))
+_AFFINE, _PINNED, _STARTS = (tl.constexpr(i) for i in (VALUE_AFFINE_START, PINNED_START, PINNED_START + 1))
 _ROUND = tl.constexpr(1.5 * 2**23)  # adding it to a float32 below 2 ** 22 rounds to an integer, ties to even
 
 
@@ -62,7 +61,7 @@ def keys_kernel(
     scale = tl.load(key_affine + (row * D + di) * 2, mask=di < D, other=0.0)[None, :]
     zero = tl.load(key_affine + (row * D + di) * 2 + 1, mask=di < D, other=0.0)[None, :]
     largest = largest_code(width)[None, :]
-    out = key_codes + tl.load(starts + row * 6 + _KEY) + wi[:, None] * columns
+    out = key_codes + tl.load(starts + row * _STARTS + _KEY) + wi[:, None] * columns
     stored = wi < (n + 15) // 16 * 2
     for half in range(1 + tl.max((width == 16).to(tl.int32), 0)):  # planes 0 to 3, then 4 to 7 if there are any
         p0, p1 = tl.zeros([W, DP], tl.int32), tl.zeros([W, DP], tl.int32)
@@ -84,7 +83,7 @@ def keys_kernel(
     nothing = tl.zeros([W, 16], tl.int16)
     tl.store(out + padding[None, :], nothing, mask=stored[:, None] & is_padding[None, :])
     if block == 0:
-        key_columns += tl.load(starts + row * 6 + _COLUMN)
+        key_columns += tl.load(starts + row * _STARTS + _COLUMN)
         for plane in tl.static_range(8):
             at = tl.load(place + plane * DP + di)
             tl.store(key_columns + at, (di | plane << 8).to(tl.int16), mask=at >= 0)
@@ -102,64 +101,62 @@ def values_kernel(
     values, stride_b, stride_h, stride_t, counts, starts, token, affine, value_codes, value_affine, T,
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """``Q`` blocks of slots of one row's quantised values; ``value_codes`` as int32, the two words of a block."""
-    block, row = tl.program_id(0), tl.program_id(1)
-    n2 = tl.load(counts + row * 8 + _N2)
-    if block * Q * 16 >= n2:
+    """``Q`` blocks of slots of one row, planes 0 to 3 or 4 to 7; ``value_codes`` as int32, both words of a block."""
+    block, row, half = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    n, n16 = tl.load(counts + row * 8 + _N), tl.load(counts + row * 8 + _N16)
+    if block * Q * 16 >= tl.where(half == 0, n, n16):
         return
     n4, n8 = tl.load(counts + row * 8 + _N4), tl.load(counts + row * 8 + _N8)
     values += (row // H).to(tl.int64) * stride_b + (row % H).to(tl.int64) * stride_h
     token += row.to(tl.int64) * T
     affine += row.to(tl.int64) * T * 2
-    value_affine += tl.load(starts + row * 6 + _AFFINE) * 2
+    value_affine += tl.load(starts + row * _STARTS + _AFFINE) * 2
+    ai = block * Q * 32 + tl.arange(0, Q * 32)
+    mine = (ai < 2 * n) & (half == 0)
+    tl.store(value_affine + ai, tl.load(affine + ai, mask=mine), mask=mine)
     di, qi = tl.arange(0, DP), block * Q + tl.arange(0, Q)
     p0, p1 = tl.zeros([Q, DP], tl.int32), tl.zeros([Q, DP], tl.int32)
     p2, p3 = tl.zeros([Q, DP], tl.int32), tl.zeros([Q, DP], tl.int32)
     for j in tl.static_range(16):
         slot = qi * 16 + j
-        ok = slot < n2
-        ti = tl.load(token + slot, mask=ok, other=0)
+        ok = slot < n
         scale = tl.load(affine + slot * 2, mask=ok, other=0.0)
         zero = tl.load(affine + slot * 2 + 1, mask=ok, other=0.0)
-        tl.store(value_affine + slot * 2, scale, mask=ok)
-        tl.store(value_affine + slot * 2 + 1, zero, mask=ok)
-        largest = tl.where(slot < n8, 255.0, tl.where(slot < n4, 15.0, 3.0))[:, None]
-        x = tile(values, ti, stride_t, di, ok, D).to(tl.float32)
-        code = tl.where(ok[:, None], _codes(x, scale[:, None], zero[:, None], largest), 0)
+        width = tl.where(slot < n16, 16, tl.where(slot < n8, 8, tl.where(slot < n4, 4, 2)))
+        x = tile(values, tl.load(token + slot, mask=ok, other=0), stride_t, di, ok, D)
+        code = _codes(x.to(tl.float32), scale[:, None], zero[:, None], largest_code(width)[:, None])
+        code = tl.where(ok[:, None], code, 0) >> (8 * half)
         p0 |= (code & 3) << (2 * j)
         p1 |= (code >> 2 & 3) << (2 * j)
         p2 |= (code >> 4 & 3) << (2 * j)
         p3 |= (code >> 6 & 3) << (2 * j)
-    b2, b4, b8 = (n2 + 15) // 16, (n4 + 15) // 16, (n8 + 15) // 16
-    out = value_codes + tl.load(starts + row * 6 + _VALUE) // 2 + qi[:, None] * D + di[None, :]
+    b, b4, b8, b16 = (n + 15) // 16, (n4 + 15) // 16, (n8 + 15) // 16, (n16 + 15) // 16
+    q0, q1, q2 = tl.where(half == 0, b, b16), tl.where(half == 0, b4, b16), tl.where(half == 0, b8, b16)
+    out = value_codes + tl.load(starts + row * _STARTS + _VALUE) // 2 + half * (b + b4 + 2 * b8) * D
+    out += qi[:, None] * D + di[None, :]
     inside = (di < D)[None, :]
-    tl.store(out, p0, mask=(qi < b2)[:, None] & inside)
-    tl.store(out + b2 * D, p1, mask=(qi < b4)[:, None] & inside)
-    tl.store(out + (b2 + b4) * D, p2, mask=(qi < b8)[:, None] & inside)
-    tl.store(out + (b2 + b4 + b8) * D, p3, mask=(qi < b8)[:, None] & inside)
+    tl.store(out, p0, mask=(qi < q0)[:, None] & inside)
+    tl.store(out + q0 * D, p1, mask=(qi < q1)[:, None] & inside)
+    tl.store(out + (q0 + q1) * D, p2, mask=(qi < q2)[:, None] & inside)
+    tl.store(out + (q0 + q1 + q2) * D, p3, mask=(qi < q2)[:, None] & inside)
 
 
 @triton.jit
-def copies_kernel(
+def pinned_kernel(
     keys, key_stride_b, key_stride_h, key_stride_t, values, value_stride_b, value_stride_h, value_stride_t,
-    counts, starts, token, whole_values, pinned_keys, pinned_values, T,
+    counts, starts, token, pinned_keys, pinned_values, T,
     H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """``BT`` of one row's tokens that are stored as they are: whole values, then pinned tokens. Data as integers."""
+    """``BT`` of one row's pinned tokens. Data as integers."""
     block, row = tl.program_id(0), tl.program_id(1)
-    n, n2 = tl.load(counts + row * 8 + _N), tl.load(counts + row * 8 + _N2)
-    end = n + tl.load(counts + row * 8 + _P)
-    if n2 + block * BT >= end:
+    n, p = tl.load(counts + row * 8 + _N), tl.load(counts + row * 8 + _P)
+    if block * BT >= p:
         return
     keys += (row // H).to(tl.int64) * key_stride_b + (row % H).to(tl.int64) * key_stride_h
     values += (row // H).to(tl.int64) * value_stride_b + (row % H).to(tl.int64) * value_stride_h
-    di, slot = tl.arange(0, DP), n2 + block * BT + tl.arange(0, BT)
-    ti = tl.load(token + row.to(tl.int64) * T + slot, mask=slot < end, other=0)
-    value = tile(values, ti, value_stride_t, di, slot < end, D)
-    whole, pin = (slot < n)[:, None] & (di < D)[None, :], ((slot >= n) & (slot < end))[:, None] & (di < D)[None, :]
-    at = (tl.load(starts + row * 6 + _WHOLE) + slot - n2)[:, None] * D + di[None, :]
-    tl.store(whole_values + at, value, mask=whole)
-    at = (tl.load(starts + row * 6 + _PINNED) + slot - n)[:, None] * D + di[None, :]
-    tl.store(pinned_values + at, value, mask=pin)
-    key = tile(keys, ti, key_stride_t, di, (slot >= n) & (slot < end), D)
-    tl.store(pinned_keys + at, key, mask=pin)
+    di, pi = tl.arange(0, DP), block * BT + tl.arange(0, BT)
+    ti = tl.load(token + row.to(tl.int64) * T + n + pi, mask=pi < p, other=0)
+    at = (tl.load(starts + row * _STARTS + _PINNED) + pi)[:, None] * D + di[None, :]
+    stored = (pi < p)[:, None] & (di < D)[None, :]
+    tl.store(pinned_keys + at, tile(keys, ti, key_stride_t, di, pi < p, D), mask=stored)
+    tl.store(pinned_values + at, tile(values, ti, value_stride_t, di, pi < p, D), mask=stored)

@@ -7,9 +7,6 @@
 computed twice and stored never.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
-# ruff: noqa: N803, SIM108
-
 from __future__ import annotations
 
 import os
