@@ -48,9 +48,11 @@ def key_path(channel: Tensor, ladder: Ladder) -> KeyPath:
     if short := -channel.shape[-1] % ladder.channel_group:
         ranked = pad(ranked, (0, short))
     weight = ranked.view(*ranked.shape[:2], -1, ladder.channel_group).sum(-1, True, dtype=torch.float64)
-    weight = weight / weight.sum((1, 2), keepdim=True).clamp(min=1e-60)  # [P, h, n, 1]
-    # Upgrades of one group stay in order: where levels share a threshold, a stable sort keeps the lower one first.
-    rank = (weight * known.pace).flatten(2).argsort(dim=-1, descending=True, stable=True)  # [P, h, J]
+    # Gain per bit. Upgrades of one group stay in order: where levels share a threshold, a stable sort keeps the lower
+    # one first; and equal channels tie in a short group too, since the product is exact and the quotient a whole's.
+    even = weight * ladder.channel_group / known.sizes if short else weight  # [P, h, n, 1]
+    rank = (even * known.pace).flatten(2).argsort(dim=-1, descending=True, stable=True)  # [P, h, J]
+    weight = weight / weight.sum((1, 2), keepdim=True).clamp(min=1e-60)
     gain = (weight * known.drop).flatten(2).gather(-1, rank)
     # Not cumulative sums: what little is left after many upgrades is summed by itself, not lost to rounding.
     loss = gain @ known.left
@@ -60,22 +62,28 @@ def key_path(channel: Tensor, ladder: Ladder) -> KeyPath:
         loss[..., 0] = float("inf")
     steps = known.bits[:, rank].flatten(1, 2)  # [2, P * h, J]
     bits, overhead = torch.baddbmm(known.start, steps, known.made).view(2, *rank.shape[:2], -1).unbind(0)
-    place = rank.scatter(-1, rank, known.place.expand(rank.shape)).view(*rank.shape[:2], *known.pace.shape)
-    return KeyPath(bits.ceil().long(), overhead, loss, place, order)
+    place = rank.scatter(-1, rank, known.place.expand(rank.shape)).view(*rank.shape[:2], *known.shape)
+    return KeyPath((bits / ladder.key_block).ceil().long(), overhead, loss, place, order)
 
 
 @dataclass(frozen=True)
 class _Constants:
     """Upgrades of ``n`` groups through ``K`` levels: how soon each is made for its weight, what it saves and costs."""
 
-    pace: Tensor  # [n, K - 1]: the gain per bit of a group is its weight times this
+    sizes: Tensor  # [n, 1]
+    pace: Tensor  # [K - 1]: the gain per bit of a whole group is its weight times this, but for a factor
     drop: Tensor  # [K - 1]: distortion that an upgrade saves
-    bits: Tensor  # [2, J]: units of a token's key, and bits of the channels
+    bits: Tensor  # [2, J]: of a token's key, and of the channels
     left: Tensor  # [J, J + 2]: which upgrades are not made at each point
     made: Tensor  # [2, J, J + 2]: which are, twice
-    start: Tensor  # [2, 1, J + 2]: row and overhead before any upgrade
+    start: Tensor  # [2, 1, J + 2]: the same before any upgrade, the key's with one more block, as rows are counted
     place: Tensor  # [J]: the first point at which an upgrade is made
     widths: Tensor  # [K] uint8
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Groups, and upgrades of each."""
+        return len(self.sizes), len(self.pace)
 
 
 @lru_cache(maxsize=64)
@@ -85,13 +93,13 @@ def _constants(ladder: Ladder, device: torch.device) -> _Constants:
     sizes = (dim - starts).clamp(max=ladder.channel_group).unsqueeze(-1)  # [n, 1], the last may be short
     price, extra = torch.tensor(ladder.key_cost, dtype=torch.float64), torch.tensor(ladder.key_overhead).double()
     distortion = torch.tensor(ladder.key_distortion, dtype=torch.float64)
-    pace = 1 / (sizes * thresholds(price, distortion))
-    bits = torch.stack([sizes * price.diff() / ladder.key_block, sizes * extra.diff()]).flatten(1)
+    bits = torch.stack([sizes * price.diff(), sizes * extra.diff()]).flatten(1)
     count = bits.shape[1]
     point, place = torch.arange(count + 2), torch.arange(2, count + 2)
     made = (place.unsqueeze(-1) <= point).double()
     start = torch.zeros(2, 1, count + 2, dtype=torch.float64)
-    start[0, :, 1:], start[1, :, 1:] = 1 + dim * ladder.key_cost[0] / ladder.key_block, dim * ladder.key_overhead[0]
+    start[0, :, 1:], start[1, :, 1:] = dim * ladder.key_cost[0] + ladder.key_block, dim * ladder.key_overhead[0]
     widths = torch.tensor(ladder.key_bits, dtype=torch.uint8)
-    known = (pace, -distortion.diff(), bits, 1 - made, made.repeat(2, 1, 1), start, place, widths)
+    pace, drop = 1 / thresholds(price, distortion), -distortion.diff()
+    known = (sizes, pace, drop, bits, 1 - made, made.repeat(2, 1, 1), start, place, widths)
     return _Constants(*(t.to(device) for t in known))
