@@ -112,7 +112,7 @@ def values_kernel(
     affine += row.to(tl.int64) * T * 2
     value_affine += tl.load(starts + row * _STARTS + _AFFINE) * 2
     ai = block * Q * 32 + tl.arange(0, Q * 32)
-    mine = (ai < 2 * n) & (half == 0)
+    mine = ai < tl.where(half == 0, 2 * n, 0)
     tl.store(value_affine + ai, tl.load(affine + ai, mask=mine), mask=mine)
     di, qi = tl.arange(0, DP), block * Q + tl.arange(0, Q)
     p0, p1 = tl.zeros([Q, DP], tl.int32), tl.zeros([Q, DP], tl.int32)
