@@ -132,12 +132,12 @@ def reference(case: Case) -> list[list[Row]]:
             keys, values = case.keys[b, h].float().numpy(), case.values[b, h].float().numpy()
             bits = plan.value_bits[b, h].tolist()
             pinned = [t for t in range(tokens) if case.apart[b, h, t]]
-            coded = [t for w in (8, 4, 2, 16) for t in range(tokens) if t not in pinned and bits[t] == w]
+            coded = [t for w in (16, 8, 4, 2) for t in range(tokens) if t not in pinned and bits[t] == w]
             kept_keys = np.empty((len(coded), dim), np.float32)
             for c in range(dim if coded else 0):
                 width, channel = int(plan.key_bits[b, h, c]), keys[coded, c]
                 kept_keys[:, c] = quantise(channel, width) if width else channel.astype(np.float64).mean()
-            kept_values = [quantise(values[t], bits[t]) if bits[t] < 16 else values[t] for t in coded]
+            kept_values = [quantise(values[t], bits[t]) for t in coded]
             result[-1].append(
                 (
                     np.concatenate([keys[pinned], kept_keys]),
@@ -180,10 +180,7 @@ def test_unpacks_as_the_reference(case: Case) -> None:
             actual_keys, actual_values = keys[b, h, :count], values[b, h, :count]
             width = case.plan.key_bits[b, h]
             assert torch.equal(actual_keys[:pins], torch.from_numpy(row_keys)[:pins])
-            bits = case.plan.value_bits[b, h]
-            raw = torch.cat([torch.ones(pins).bool(), torch.zeros(count - pins).bool()])
-            raw[count - int(((bits == 16) & ~case.apart[b, h]).sum()) :] = True
-            assert torch.equal(actual_values[raw], torch.from_numpy(row_values)[raw])
+            assert torch.equal(actual_values[:pins], torch.from_numpy(row_values)[:pins])
             np.testing.assert_allclose(actual_values, row_values, rtol=1e-6, atol=1e-6)
             coded = actual_keys[pins:], row_keys[pins:]
             largest = np.abs(row_keys[pins:]).max(0, initial=0.0)
@@ -204,20 +201,19 @@ def expected_bytes(case: Case, positions: bool) -> tuple[int, int]:
     total = spare = classes = 0
     for b, h in np.ndindex(*plan.value_bits.shape[:2]):
         bits, apart, key_bits = plan.value_bits[b, h], case.apart[b, h], int(plan.key_bits[b, h].sum())
-        n2, n4, n8 = (int((~apart & (bits >= width) & (bits < 16)).sum()) for width in (2, 4, 8))
-        n, pins, raw = (int(x.sum()) for x in ((bits > 0) & ~apart, apart, apart & ~plan.pinned[b, h]))
+        n, n4, n8, n16 = (int((~apart & (bits >= width)).sum()) for width in (2, 4, 8, 16))
+        pins, raw = int(apart.sum()), int((apart & ~plan.pinned[b, h]).sum())
         columns = 16 * blocks(key_bits // 2) if n else 0
-        planes = blocks(n2) + blocks(n4) + 2 * blocks(n8)
+        planes = blocks(n) + blocks(n4) + 2 * blocks(n8) + 4 * blocks(n16)
         total += 4 * blocks(n) * columns + 2 * columns  # key words, columns
-        total += 4 * dim * planes + 4 * n2 + 2 * dim * (n - n2)  # value words, affine, whole values
-        total += 4 * dim * pins + 4 * dim + 8 * 4 + 6 * 8  # pinned, key affine, counts and starts
+        total += 4 * dim * planes + 4 * n  # value words, affine
+        total += 4 * dim * pins + 4 * dim + 8 * 4 + 5 * 8  # pinned, key affine, counts and starts
         classes += n + raw
         if positions:
             total += -(-tokens // 8) + 4 * (pins - raw)
         spare += 240 + 8  # key columns and the classes' bytes, at most
-        if raw:  # all keys at 16 bits, which would be in whole blocks, and have columns
-            key = -(-16 * dim // 32) * 32
-            spare += key * 16 * blocks(raw) - 16 * dim * raw + 128 * dim
+        if raw:  # keys and values that would have a scale, and whole columns
+            spare += raw * (32 + -16 * dim % 32)
     return total + (-(-classes // 4) if positions else 0), spare
 
 
@@ -375,11 +371,25 @@ def test_mean_that_is_not_finite_is_named() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_key_of_16_bits_that_is_not_finite_is_named(bad: float) -> None:
-    case = make_case(torch.full((1, 1, 4), 4), torch.full((1, 1, 32), 16), empty(1, 1, 4))
-    case.keys[0, 0, 1, 2] = bad
-    with pytest.raises(PluginError, match="keys are not finite"):
+@pytest.mark.parametrize(("what", "value", "key"), [("keys", 4, 16), ("values", 16, 4)])
+def test_what_is_not_finite_at_16_bits_is_named(bad: float, what: str, value: int, key: int) -> None:
+    case = make_case(torch.full((1, 1, 4), value), torch.full((1, 1, 32), key), empty(1, 1, 4))
+    getattr(case, what)[0, 0, 1, 2] = bad
+    with pytest.raises(PluginError, match=f"{what} are not finite"):
         case.pack()
+
+
+@pytest.mark.parametrize("low", [-1.0, 0.0, 1000.0, -3e-5])
+@pytest.mark.parametrize("span", [1e-6, 0.01, 1.0, 300.0, 60000.0])
+def test_codes_of_16_bits_are_half_a_step_off_at_most(low: float, span: float) -> None:
+    """``span / 131070``, and what rounding scale and zero point to float16 adds."""
+    data = torch.rand(4, 32, generator=torch.Generator().manual_seed(0)) * span + low
+    wider = span + max(2.0**-10 * abs(low), 2.0**-24)  # the zero point is up to one float16 number below
+    bound = (wider / 65535 * (1 + 2.0**-10) + 2.0**-24) / 2 + 3e-7 * (abs(low) + span)  # and float32 rounds
+    for value, key in ((16, 8), (8, 16)):
+        case = make_case(torch.full((1, 1, 4), value), torch.full((1, 1, 32), key), empty(1, 1, 4))
+        restored = dataclasses.replace(case, keys=data.view(1, 1, 4, 32), values=data.view(1, 1, 4, 32)).pack().unpack()
+        assert float((restored[int(value == 16)] - data).abs().max()) <= bound
 
 
 def test_what_exceeds_float16_is_named() -> None:

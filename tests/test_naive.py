@@ -59,7 +59,7 @@ def ranges(draw: st.DrawFn) -> list[float]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(ranges(), st.sampled_from([2, 4, 8]))
+@given(ranges(), st.sampled_from([2, 4, 8, 16]))
 @example([0.0], 2)
 @example([-0.0, -0.0], 4)
 @example([1000.3], 2)  # a constant between two float16 numbers
@@ -83,7 +83,7 @@ def test_quantiser_covers_its_range(numbers: list[float], bits: int) -> None:
 
 
 @quick
-@given(ranges(), st.sampled_from([2, 4, 8]))
+@given(ranges(), st.sampled_from([2, 4, 8, 16]))
 def test_quantiser_wastes_no_more_than_rounding_to_float16(numbers: list[float], bits: int) -> None:
     x = torch.tensor(numbers)
     low, high = x.amin(), x.amax()
@@ -96,7 +96,7 @@ def test_quantiser_wastes_no_more_than_rounding_to_float16(numbers: list[float],
 
 
 def test_quantiser_uses_every_code() -> None:
-    for bits in (2, 4, 8):
+    for bits in (2, 4, 8, 16):
         x = torch.arange(2**bits).float()
         scale, zero = naive.affine_parameters(x.amin(), x.amax(), bits)
         assert torch.equal(naive.quantize(x, scale, zero, bits), x.int())
