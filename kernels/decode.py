@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -12,25 +11,14 @@ from . import naive
 from .decode_kernels import attend_kernel, merge_kernel
 from .decode_plan import DecodePlan, Tile, choose_tile, make_plan
 from .packed import Packed
+from .tail import Tail as Tail
 
 MOST_QUERIES = 16  # rows of queries (group times new tokens) of one launch
 
 
-@dataclass(frozen=True)
-class Tail:
-    """The 16-bit tokens after a prompt, in buffers that a captured graph may grow into.
-
-    Attributes:
-        keys, values: ``[B, H, capacity, D]`` float16 or bfloat16, the last dimension contiguous.
-        lengths: ``[B]`` int32, on the same device: tokens of each sequence.
-    """
-
-    keys: Tensor
-    values: Tensor
-    lengths: Tensor
-
-
-def plan(packed: Packed, tail_capacity: int = 0, queries: int = 8, tile: Tile | None = None) -> DecodePlan:
+def plan(
+    packed: Packed, tail_capacity: int = 0, queries: int = 8, tile: Tile | None = None, pinned: bool = True
+) -> DecodePlan:
     """Work items for a prompt, for `attend`; made once after packing, and again when a tail's buffer is exchanged.
 
     Args:
@@ -38,8 +26,9 @@ def plan(packed: Packed, tail_capacity: int = 0, queries: int = 8, tile: Tile | 
         tail_capacity: tokens that the tail's buffer holds, 0 for no tail.
         queries: most query rows of a KV head at once (group times new tokens).
         tile: shape of a tile, if not the one that suits the prompt.
+        pinned: whether to attend to the pinned tokens too.
     """
-    return make_plan(packed, tail_capacity, tile or choose_tile(packed, min(queries, MOST_QUERIES)))
+    return make_plan(packed, tail_capacity, tile or choose_tile(packed, min(queries, MOST_QUERIES)), pinned)
 
 
 def attend(

@@ -75,19 +75,19 @@ class DecodePlan:
     tile: Tile
 
 
-def make_plan(packed: Packed, tail_capacity: int, tile: Tile) -> DecodePlan:
+def make_plan(packed: Packed, tail_capacity: int, tile: Tile, pinned: bool = True) -> DecodePlan:
     """Items for every zone of ``packed`` and a tail of up to ``tail_capacity`` tokens (0 for none).
 
-    Sizes are read from the host copy of the prompt's counts.
+    Without ``pinned`` the pinned tokens are left out, for a caller that attends to them by other means. Sizes are
+    read from the host copy of the prompt's counts.
     """
     counts = torch.tensor(packed.host_counts).reshape(-1, COLUMNS + 1)  # [R, 6] on the host
     device = packed.counts.device
     tiles = -(-counts[:, TOKENS] // (tile.words * WORD))
     each = tiles_of_item(tiles, processors(device) * tile.resident)
-    zones = [
-        _split(tiles, -(-tiles // each), PACKED_ZONE),
-        _split(counts[:, PINNED], -(-counts[:, PINNED] // PINNED_CHUNK), PINNED_ZONE),
-    ]
+    zones = [_split(tiles, -(-tiles // each), PACKED_ZONE)]
+    if pinned:
+        zones.append(_split(counts[:, PINNED], -(-counts[:, PINNED] // PINNED_CHUNK), PINNED_ZONE))
     if tail_capacity:
         tail = torch.full_like(tiles, tail_capacity)
         parts = min(TAIL_ITEMS, -(-tail_capacity // TAIL_CHUNK))
