@@ -102,7 +102,7 @@ def _launch(
             keys, values, *strides, packed.counts if tail is None else tail.lengths,
             plan.items, parts, part_lses, scale * naive.LOG2_E,
             H=packed.heads, G=group, Q=length, N=max(8, 1 << (group * length - 1).bit_length()), D=dim, DP=padded,
-            W=tile.words, CA=tile.columns, CB=tile.more_columns, BT=16 * tile.warps, PDL=early,
+            W=tile.words, CA=tile.columns, CB=tile.more_columns, MANY=tile.many, BT=16 * tile.warps, PDL=early,
             num_warps=tile.warps, num_stages=1, maxnreg=tile.registers, **options,
         )  # fmt: skip
     merge_kernel[(rows, group * length)](

@@ -96,23 +96,6 @@ def _weigh(p, affine, factor, zeros):
 
 
 @triton.jit
-def _times_four(a):
-    """Weights for the next plane. Those of tokens without it must stay finite, since they meet codes of 0."""
-    return tl.minimum(a * 4.0, 32768.0).to(tl.float16)
-
-
-@triton.jit
-def _prefetch(words, first, end, COUNT: tl.constexpr):
-    """Bring ``64 * COUNT`` words from ``first`` on, as far as they lie before ``end``, into the second-level cache."""
-    if not _INTERPRETED:
-        at = first.to(tl.int64) + tl.arange(0, COUNT) * 64  # a cache line is 64 words
-        address = (words + tl.minimum(at, end - 1)).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
-        )
-
-
-@triton.jit
 def _split(p, dtype: tl.constexpr):
     """``p`` as a sum of two numbers of ``dtype``: bfloat16 alone would lose more than the codes do."""
     high = p.to(dtype)
@@ -154,7 +137,9 @@ def _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, at, C, NQ: tl.constexp
     scale = tl.load(key_affine + channel, mask=column >= 0, other=0)
     scale = (scale & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     scale *= tl.exp2(2.0 * (column >> 8).to(tl.float32))
-    q = tl.load(q_ptr + q_at[None, :] + channel[:, None], mask=(ni < NQ)[None, :], other=0.0)
+    q = tl.load(
+        q_ptr + q_at[None, :] + channel[:, None], mask=(ni < NQ)[None, :] & (column >= 0)[:, None], other=0.0
+    )
     return (q.to(tl.float32) * norm[None, :] * scale[:, None]).to(tl.float16)
 
 
@@ -162,7 +147,7 @@ def _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, at, C, NQ: tl.constexp
 def _packed_zone(
     q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine, counts, starts, row, begin, end, logit_scale,
     NQ: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    W: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr, PDL: tl.constexpr,
+    W: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr, MANY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Tiles ``begin`` to ``end`` of ``8 * W`` slots each: output sums ``[DP, N]``, maxima and sums ``[N]``."""
     n, n4 = tl.load(counts + row * 8 + _N), tl.load(counts + row * 8 + _N4)
@@ -176,9 +161,6 @@ def _packed_zone(
     key_columns += tl.multiple_of(tl.load(starts + row * 5 + 2), 16)
     value_affine += tl.load(starts + row * 5 + 3)
     key_affine += row * D  # float16 pairs
-    # What the first tile reads is on its way while the query is folded.
-    _prefetch(key_codes, begin * W * C, blocks * 2 * C, W * CA // 32)
-    _prefetch(value_codes, begin * W * D, blocks * 2 * D, W * DP // 64)
     if PDL:
         gdc_wait()  # the query is made by the launch before this one
 
@@ -201,6 +183,7 @@ def _packed_zone(
     key_scale = tl.exp2(-key_exponent)
     factor = tl.exp2(14.0 - value_exponent)
     value_unit = tl.exp2(value_exponent + 10.0)
+    one = (n > 0).to(tl.float16)
     norm = fold * key_scale
     ca, cb = tl.arange(0, CA), CA + tl.arange(0, CB)
     f = _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, ca, C, NQ)
@@ -209,20 +192,23 @@ def _packed_zone(
         word = tile * W + wi
         slot = word * 8
         pair = tile * (W // 2) + tl.arange(0, W // 2)
-        _prefetch(key_codes, (tile + 1) * W * C, blocks * 2 * C, W * CA // 32)
-        _prefetch(value_codes, (tile + 1) * W * D, blocks * 2 * D, W * DP // 64)
-        w, more = _key_words(key_codes, word, ca, n, C), _key_words(key_codes, word, cb, n, C)
+        w = _key_words(key_codes, word, ca, n, C)
+        if CB <= 32:  # more would not fit into the registers beside the first
+            more = _key_words(key_codes, word, cb, n, C)
         s0 = tl.zeros([W, N], tl.float32)
         s1, s2, s3, s4, s5, s6, s7 = s0, s0, s0, s0, s0, s0, s0
         s0, s1, s2, s3 = _multiply(w, f, s0, s1, s2, s3)
         s4, s5, s6, s7 = _multiply(_upper(w), f, s4, s5, s6, s7)
+        if CB > 32:
+            more = _key_words(key_codes, word, cb, n, C)
         s0, s1, s2, s3 = _multiply(more, g, s0, s1, s2, s3)
         s4, s5, s6, s7 = _multiply(_upper(more), g, s4, s5, s6, s7)
-        for c in range(CA + CB, C, CA):  # more columns than queries are kept for
-            w = _key_words(key_codes, word, c + ca, n, C)
-            h = _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, c + ca, C, NQ)
-            s0, s1, s2, s3 = _multiply(w, h, s0, s1, s2, s3)
-            s4, s5, s6, s7 = _multiply(_upper(w), h, s4, s5, s6, s7)
+        if MANY:
+            for c in range(CA + CB, C, CA):  # more columns than folded queries are kept for
+                w = _key_words(key_codes, word, c + ca, n, C)
+                h = _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, c + ca, C, NQ)
+                s0, s1, s2, s3 = _multiply(w, h, s0, s1, s2, s3)
+                s4, s5, s6, s7 = _multiply(_upper(w), h, s4, s5, s6, s7)
 
         # What follows the logits is loaded before their maximum is known.
         lowest = _value_words(value_codes, pair, d2, blocks, D)
@@ -260,13 +246,14 @@ def _packed_zone(
         part = _accumulate(_upper(v), a4, a5, a6, a7, part)
         first = tile * W * 8
         plane = value_codes + blocks.to(tl.int64) * (2 * D)
-        held = blocks4
+        held, weight = blocks4, 4.0
         for i in range(1, tl.where(first < n16, 8, tl.where(first < n8, 4, tl.where(first < n4, 2, 1)))):
-            a0, a1, a2, a3 = _times_four(a0), _times_four(a1), _times_four(a2), _times_four(a3)
-            a4, a5, a6, a7 = _times_four(a4), _times_four(a5), _times_four(a6), _times_four(a7)
+            # Weights that the loop changes (here: times one) are not kept in registers as operands all along.
+            a0, a1, a2, a3, a4, a5, a6, a7 = a0 * one, a1 * one, a2 * one, a3 * one, a4 * one, a5 * one, a6 * one, a7 * one
             v = _across(_value_words(plane, pair, d2, held, D), W, DP)
-            part = _accumulate(v, a0, a1, a2, a3, part)
-            part = _accumulate(_upper(v), a4, a5, a6, a7, part)
+            higher = _accumulate(v, a0, a1, a2, a3, tl.zeros([DP, N], tl.float32))
+            part += _accumulate(_upper(v), a4, a5, a6, a7, higher) * weight
+            weight *= 4.0
             plane += held.to(tl.int64) * (2 * D)
             held = tl.where(i < 3, blocks8, blocks16)
         acc += part * value_unit
@@ -312,11 +299,10 @@ def attend_kernel(
     counts, starts, tail_keys, tail_values, tail_stride_b, tail_stride_h, tail_stride_t, tail_lengths,
     items, outputs, lses, logit_scale,
     H: tl.constexpr, G: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    W: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr, BT: tl.constexpr, PDL: tl.constexpr,
+    W: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr, MANY: tl.constexpr,
+    BT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One work item: some tiles of a row's packed zone, or some tokens of one of its 16-bit zones."""
-    if PDL:
-        gdc_launch_dependents()
     pid = tl.program_id(0)
     row = tl.load(items + pid * 4).to(tl.int64)
     zone = tl.load(items + pid * 4 + 1)
@@ -328,7 +314,7 @@ def attend_kernel(
     if zone == _PACKED:
         acc, top, total = _packed_zone(
             q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine,
-            counts, starts, row, begin, end, logit_scale, NQ, Q, N, D, DP, W, CA, CB, PDL,
+            counts, starts, row, begin, end, logit_scale, NQ, Q, N, D, DP, W, CA, CB, MANY, PDL,
         )  # fmt: skip
     elif zone == _PINNED:
         at = tl.load(starts + row * 5 + 4) * D
@@ -343,6 +329,8 @@ def attend_kernel(
             q_ptr, q_stride_h, q_stride_q, tail_keys + at, tail_values + at, tail_stride_t, begin, end, logit_scale,
             NQ, Q, N, D, DP, BT, PDL,
         )  # fmt: skip
+    if PDL:
+        gdc_launch_dependents()
     ni, di = tl.arange(0, N), tl.arange(0, DP)
     out = acc / tl.where(total > 0, total, 1.0)[None, :]
     at = (pid.to(tl.int64) * NQ + ni)[None, :] * D + di[:, None]

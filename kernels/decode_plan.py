@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .packed import COLUMNS, PINNED, TOKENS, Packed
+from .packed import CODED4, CODED8, CODED16, COLUMNS, PINNED, TOKENS, Packed
 
 PACKED_ZONE, PINNED_ZONE, TAIL_ZONE = range(3)
 
@@ -20,8 +20,10 @@ WORD = 8  # tokens of a 16-bit word
 PINNED_CHUNK = 512  # pinned tokens of an item
 TAIL_CHUNK = 256  # tail tokens of an item, at least
 TAIL_ITEMS = 32  # items of a row's tail, at most
-# What an item takes beside its tiles (folding the query, writing its part, a share of the merge), in tiles.
+# What an item takes beside its tiles (folding the query, writing its part, a share of the merge), in tiles, and
+# what each plane of values above the lowest adds to a tile.
 OVERHEAD = 0.5
+PLANE = 0.4
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Tile:
     Attributes:
         words: words of a tile, each of 8 slots.
         columns, more_columns: key columns for which a program keeps the folded query, powers of two, the second no
-            more than the first; columns beyond both are folded for every tile.
+            more than the first.
+        many: whether some head has more columns than both; those are folded for every tile.
         warps: warps of a program.
         registers: most registers of a thread, None for no bound.
         resident: programs that a multiprocessor runs at once.
@@ -40,20 +43,24 @@ class Tile:
     words: int
     columns: int
     more_columns: int
+    many: bool
     warps: int
     registers: int | None
     resident: int
 
 
 def choose_tile(packed: Packed, queries: int) -> Tile:
-    """The shape measured to be the fastest for a prompt's widest head and some query rows a KV head."""
+    """The shape measured to be the fastest for a prompt's size, its widest head and some query rows a KV head."""
     widest = max((row[COLUMNS] for row in packed.host_counts), default=0)
     columns = min(128, max(16, 1 << (widest.bit_length() - 1) if widest else 16))
-    rest = max(16, widest - columns)
-    more = min(columns, 1 << (rest - 1).bit_length())
+    more = min(columns, max(16, 1 << (widest - columns - 1).bit_length() if widest > columns else 16))
+    many = widest > columns + more
     if queries > 8:  # twice the sums: fewer tokens a tile, and two programs a multiprocessor
-        return Tile(32, columns, more, warps=4, registers=None, resident=2)
-    return Tile(64 if packed.dim <= 128 else 32, columns, more, warps=4, registers=168, resident=3)
+        return Tile(32, columns, more, many, warps=4, registers=None, resident=2)
+    # Small tiles where large ones would not give every program one.
+    tiles = sum(-(-row[TOKENS] // (64 * WORD)) for row in packed.host_counts)
+    small = packed.dim > 128 or tiles < 3 * processors(packed.counts.device)
+    return Tile(32 if small else 64, columns, more, many, warps=4, registers=168, resident=3)
 
 
 @dataclass(frozen=True)
@@ -83,15 +90,15 @@ def make_plan(packed: Packed, tail_capacity: int, tile: Tile, pinned: bool = Tru
     """
     counts = torch.tensor(packed.host_counts).reshape(-1, COLUMNS + 1)  # [R, 6] on the host
     device = packed.counts.device
-    tiles = -(-counts[:, TOKENS] // (tile.words * WORD))
-    each = tiles_of_item(tiles, processors(device) * tile.resident)
-    zones = [_split(tiles, -(-tiles // each), PACKED_ZONE)]
+    ends = tile_weights(counts, tile.words * WORD)  # [R, most tiles + 1]
+    each = weight_of_item(ends[:, -1], processors(device) * tile.resident)
+    zones = [_cut(ends, each)]
     if pinned:
         zones.append(_split(counts[:, PINNED], -(-counts[:, PINNED] // PINNED_CHUNK), PINNED_ZONE))
     if tail_capacity:
-        tail = torch.full_like(tiles, tail_capacity)
+        tail = torch.full_like(counts[:, 0], tail_capacity)
         parts = min(TAIL_ITEMS, -(-tail_capacity // TAIL_CHUNK))
-        zones.append(_split(tail, torch.full_like(tiles, parts), TAIL_ZONE))
+        zones.append(_split(tail, torch.full_like(tail, parts), TAIL_ZONE))
     items = torch.cat(zones)
     items = items[items[:, 0].argsort(stable=True)]
     per_row = torch.bincount(items[:, 0], minlength=counts.shape[0])
@@ -100,17 +107,41 @@ def make_plan(packed: Packed, tail_capacity: int, tile: Tile, pinned: bool = Tru
     return DecodePlan(items.int().to(device), first.int().to(device), most, tail_capacity, tile)
 
 
-def tiles_of_item(tiles: Tensor, slots: int) -> int:
-    """Tiles of an item that let ``slots`` programs at a time finish the rows' ``tiles`` ``[R]`` soonest.
+def tile_weights(counts: Tensor, slots: int) -> Tensor:
+    """Work of each row's first ``t`` tiles of ``slots`` slots, ``[R, most tiles + 1]``, flat past a row's last."""
+    tiles = -(-counts // slots)  # [R, 6], in tiles instead of tokens
+    t = torch.arange(int(tiles[:, TOKENS].max()) + 1 if len(counts) else 1)
+
+    def among(column: int) -> Tensor:
+        return torch.minimum(t, tiles[:, column, None])
+
+    return among(TOKENS) + PLANE * (among(CODED4) + 2 * among(CODED8) + 4 * among(CODED16))
+
+
+def weight_of_item(weights: Tensor, slots: int) -> float:
+    """Work of an item that lets ``slots`` programs at a time finish the rows' ``weights`` ``[R]`` soonest.
 
     Programs run in waves; the last one should be full, and an item costs more than its tiles.
     """
-    best, soonest = 1, float("inf")
-    for each in range(1, max(1, int(tiles.max())) + 1 if len(tiles) else 2):
-        waves = -(-int((-(-tiles // each)).sum()) // slots)
+    best, soonest = 1.0, float("inf")
+    for each in range(1, int(weights.max()) + 2 if len(weights) else 2):
+        waves = -(-int((weights / each).ceil().sum()) // slots)
         if waves * (each + OVERHEAD) < soonest:
-            best, soonest = each, waves * (each + OVERHEAD)
+            best, soonest = float(each), waves * (each + OVERHEAD)
     return best
+
+
+def _cut(ends: Tensor, each: float) -> Tensor:
+    """Items of the packed zone of about ``each`` work, ``[I, 4]``; a tile is never cut."""
+    total = ends[:, -1]
+    parts = (total / each).ceil().long()
+    row = torch.arange(ends.shape[0]).repeat_interleave(parts)
+    part = torch.arange(row.shape[0]) - (parts.cumsum(0) - parts)[row]
+    share = (total / parts.clamp(min=1))[row]
+    bounds = torch.stack([part * share, (part + 1) * share], 1) - 1e-3  # [I, 2]
+    tiles = torch.searchsorted(ends[row].contiguous(), bounds)
+    items = torch.stack([row, torch.full_like(row, PACKED_ZONE), tiles[:, 0], tiles[:, 1]], 1)
+    return items[tiles[:, 1] > tiles[:, 0]]
 
 
 def _split(size: Tensor, parts: Tensor, zone: int) -> Tensor:

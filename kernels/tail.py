@@ -48,11 +48,10 @@ class TailBuffer:
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        """Start with ``keys`` and ``values`` ``[B, H, n, D]``, contiguous and the buffer's from now on; ``n`` may be 0."""
+        """Start with ``keys`` and ``values`` ``[B, H, n, D]``, contiguous and not used elsewhere; ``n`` may be 0."""
         self._keys, self._values = keys, values
+        self._lengths: Tensor | None = None  # until a kernel asks
         self.length = self.first = keys.shape[2]
-        with torch.inference_mode(False):  # or it could not be changed outside of inference mode
-            self._lengths = torch.full((keys.shape[0],), self.length, dtype=torch.int32, device=keys.device)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Take new tokens ``[B, H, n, D]``, in the buffer's type; the device is not waited for."""
@@ -63,7 +62,8 @@ class TailBuffer:
         with torch.no_grad():  # or the buffer would join the caller's graph
             self._keys[:, :, self.length : end] = keys
             self._values[:, :, self.length : end] = values
-            self._lengths += keys.shape[2]
+            if self._lengths is not None:
+                self._lengths += keys.shape[2]
         self.length = end
 
     def _capacity(self, tokens: int) -> int:
@@ -75,7 +75,7 @@ class TailBuffer:
 
     def _moved(self, old: Tensor, capacity: int) -> Tensor:
         batch, heads, _, dim = old.shape
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # or it could be changed in inference mode alone
             new = torch.zeros(batch, heads, capacity, dim, dtype=old.dtype, device=old.device)
             new[:, :, : self.length] = old[:, :, : self.length]
         return new
@@ -88,8 +88,15 @@ class TailBuffer:
     @property
     def tail(self) -> Tail:
         """The whole buffers, as kernels read them."""
+        if self._lengths is None:
+            with torch.inference_mode(False):
+                self._lengths = torch.full(
+                    (self._keys.shape[0],), self.length, dtype=torch.int32, device=self._keys.device
+                )
         return Tail(self._keys, self._values, self._lengths, self.length)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor held."""
-        yield from (self._keys, self._values, self._lengths)
+        yield from (self._keys, self._values)
+        if self._lengths is not None:
+            yield self._lengths
