@@ -204,9 +204,10 @@ def _packed_zone(
         s0, s1, s2, s3 = _multiply(more, g, s0, s1, s2, s3)
         s4, s5, s6, s7 = _multiply(_upper(more), g, s4, s5, s6, s7)
         if MANY:
-            for c in range(CA + CB, C, CA):  # more columns than folded queries are kept for
-                w = _key_words(key_codes, word, c + ca, n, C)
-                h = _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, c + ca, C, NQ)
+            ce = CA + CB + tl.arange(0, 64)
+            for c in range(0, C - CA - CB, 64):  # more columns than folded queries are kept for
+                w = _key_words(key_codes, word, c + ce, n, C)
+                h = _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, c + ce, C, NQ)
                 s0, s1, s2, s3 = _multiply(w, h, s0, s1, s2, s3)
                 s4, s5, s6, s7 = _multiply(_upper(w), h, s4, s5, s6, s7)
 
