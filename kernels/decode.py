@@ -32,7 +32,12 @@ def plan(
 
 
 def attend(
-    query: Tensor, packed: Packed, plan: DecodePlan, scale: float, tail: Tail | None = None, dtype: torch.dtype | None = None
+    query: Tensor,
+    packed: Packed,
+    plan: DecodePlan,
+    scale: float,
+    tail: Tail | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of ``query`` over the packed prompt and the tail; never waits for the device.
 
@@ -52,7 +57,7 @@ def attend(
     Raises:
         ValueError: shapes that do not fit together.
     """
-    batch, q_heads, length, dim = query.shape
+    _, q_heads, length, _ = query.shape
     _check(query, packed, plan, tail)
     group = q_heads // packed.heads
     query = query if query.stride(-1) == 1 else query.contiguous()
@@ -105,10 +110,10 @@ def _launch(
             W=tile.words, CA=tile.columns, CB=tile.more_columns, MANY=tile.many, BT=16 * tile.warps, PDL=early,
             num_warps=tile.warps, num_stages=1, maxnreg=tile.registers, **options,
         )  # fmt: skip
+    together = min(64, max(4, 1 << (plan.most_items - 1).bit_length()))
     merge_kernel[(rows, group * length)](
         parts, part_lses, plan.first_item, out, lse, *out.stride()[:3], *lse.stride()[:3],
-        H=packed.heads, G=group, Q=length, D=dim, DP=padded, BI=min(64, max(4, 1 << (plan.most_items - 1).bit_length())),
-        PDL=early, num_warps=4, **options,
+        H=packed.heads, G=group, Q=length, D=dim, DP=padded, BI=together, PDL=early, num_warps=4, **options,
     )  # fmt: skip
 
 

@@ -4,148 +4,44 @@
 
 A key is ``zero_c + scale_c * code``, its code a sum of 2-bit planes ``4^k``; a value ``zero_t + scale_t * code``.
 So the query takes the scales of the keys (one column of the codes is one channel and plane), the probabilities
-take those of the values, and tensor cores multiply the codes themselves:
-
-* 16 bits hold one code of each of eight tokens. Two bits under a mask, read as float16, are a subnormal
-  number, ``code * 4^j * 2^-24`` exactly: no shift and no conversion for the four tokens of each byte. The
-  power of two is paid back in the logits and the probabilities.
-* values are summed plane by plane, highest first, times four in between.
+take those of the values, and tensor cores multiply the codes themselves (`decode_codes_kernels`), plane by plane.
 
 `naive_decode.attend` is the same in plain PyTorch.
 """
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .decode_codes_kernels import (
+    accumulate,
+    across,
+    dot,
+    fold_query,
+    hide,
+    key_words,
+    load_affine,
+    load_query,
+    multiply,
+    split_high_low,
+    upper,
+    value_words,
+    weigh,
+)
 from .decode_plan import PACKED_ZONE, PINNED_ZONE
 from .packed import CODED4, CODED8, CODED16, COLUMNS, KEY_EXPONENT, TOKENS, VALUE_EXPONENT
 
 _N, _N4, _N8, _N16 = (tl.constexpr(i) for i in (TOKENS, CODED4, CODED8, CODED16))
 _C, _KE, _VE = (tl.constexpr(i) for i in (COLUMNS, KEY_EXPONENT, VALUE_EXPONENT))
 _PACKED, _PINNED = tl.constexpr(PACKED_ZONE), tl.constexpr(PINNED_ZONE)
-# The interpreter has no inline assembly; there the masks are plain operations on 16-bit integers.
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
-
-
-@triton.jit
-def _dot(a, b, c):
-    if _INTERPRETED:  # which multiplies bfloat16 by its bit patterns
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), c, input_precision="ieee")
-    else:
-        return tl.dot(a, b, c)
-
-
-@triton.jit
-def _codes(words, MASK: tl.constexpr, PAIRS: tl.constexpr):
-    """Bits ``MASK`` of every word as a float16 (subnormal), two words an instruction (``PAIRS``: mask of both)."""
-    if _INTERPRETED:
-        return (words & MASK).to(tl.int16).to(tl.float16, bitcast=True)
-    asm: tl.constexpr = "and.b32 $0, $1, " + PAIRS + ";"
-    return tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.float16, is_pure=True, pack=2)
-
-
-@triton.jit
-def _upper(words):
-    """The upper byte of every word in its lower byte; what the upper byte holds then is arbitrary."""
-    if _INTERPRETED:
-        return ((words.to(tl.int32) & 0xFFFF) >> 8).to(tl.int16)
-    return tl.inline_asm_elementwise("shr.u32 $0, $1, 8;", "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
-
-
-@triton.jit
-def _multiply(w, q, c0, c1, c2, c3):
-    """``c_j + codes_j(w) @ q`` for the four tokens of the lower byte; returns the four sums."""
-    c0 = _dot(_codes(w, 3, "0x00030003"), q, c0)
-    c1 = _dot(_codes(w, 12, "0x000c000c"), q, c1)
-    c2 = _dot(_codes(w, 48, "0x00300030"), q, c2)
-    c3 = _dot(_codes(w, 192, "0x00c000c0"), q, c3)
-    return c0, c1, c2, c3
-
-
-@triton.jit
-def _accumulate(w, a0, a1, a2, a3, acc):
-    """``acc + sum_j codes_j(w) @ a_j`` for the four tokens of the lower byte."""
-    acc = _dot(_codes(w, 3, "0x00030003"), a0, acc)
-    acc = _dot(_codes(w, 12, "0x000c000c"), a1, acc)
-    acc = _dot(_codes(w, 48, "0x00300030"), a2, acc)
-    return _dot(_codes(w, 192, "0x00c000c0"), a3, acc)
-
-
-@triton.jit
-def _hide(s, slot, n, J: tl.constexpr):
-    return tl.where((slot + J < n)[:, None], s, float("-inf"))
-
-
-@triton.jit
-def _affine(affine, slot, coded, J: tl.constexpr):
-    """Scale and zero point of values as they are stored: float16 pairs, scale low, zero high."""
-    return tl.load(affine + slot + J, mask=slot + J < coded, other=0)
-
-
-@triton.jit
-def _weigh(p, affine, factor, zeros):
-    """Probabilities times the values' scales, float16, and ``zeros`` plus probabilities times zero points."""
-    scale = (affine & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    zero = (affine >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return (p * (scale * factor)[:, None]).to(tl.float16), zeros + p * zero[:, None]
-
-
-@triton.jit
-def _split(p, dtype: tl.constexpr):
-    """``p`` as a sum of two numbers of ``dtype``: bfloat16 alone would lose more than the codes do."""
-    high = p.to(dtype)
-    return high, (p - high.to(tl.float32)).to(dtype)
-
-
-@triton.jit
-def _query(q_ptr, ni, di, strides_h, strides_q, NQ: tl.constexpr, Q: tl.constexpr, D: tl.constexpr):
-    """Query rows ``g * Q + i`` of a KV head as columns, ``[DP, N]``."""
-    at = (ni // Q) * strides_h + (ni % Q) * strides_q
-    return tl.load(q_ptr + at[None, :] + di[:, None], mask=(ni < NQ)[None, :] & (di < D)[:, None], other=0.0)
-
-
-@triton.jit
-def _key_words(key_codes, word, column, n, C):
-    """Words ``[W, columns]`` of some key columns."""
-    mask = (word * 8 < n)[:, None] & (column < C)[None, :]
-    return tl.load(key_codes + word.to(tl.int64)[:, None] * C + column[None, :], mask=mask, other=0)
-
-
-@triton.jit
-def _value_words(plane, pair, d2, blocks, D: tl.constexpr):
-    """Words of one plane of values, ``[W / 2, 2 * DP]``: a row holds two words of each channel."""
-    mask = (pair < blocks)[:, None] & (d2 < 2 * D)[None, :]
-    return tl.load(plane + pair.to(tl.int64)[:, None] * (2 * D) + d2[None, :], mask=mask, other=0)
-
-
-@triton.jit
-def _across(v, W: tl.constexpr, DP: tl.constexpr):
-    """The words of `_value_words` with channels as rows, ``[DP, W]``."""
-    return tl.reshape(tl.permute(tl.reshape(v, [W // 2, DP, 2]), (1, 0, 2)), [DP, W])
-
-
-@triton.jit
-def _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, at, C, NQ: tl.constexpr):
-    """Queries times the scale of each key column and the weight of its plane, ``[columns, N]`` float16."""
-    column = tl.load(key_columns + at, mask=at < C, other=-1).to(tl.int32)
-    channel = column & 255
-    scale = tl.load(key_affine + channel, mask=column >= 0, other=0)
-    scale = (scale & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    scale *= tl.exp2(2.0 * (column >> 8).to(tl.float32))
-    q = tl.load(
-        q_ptr + q_at[None, :] + channel[:, None], mask=(ni < NQ)[None, :] & (column >= 0)[:, None], other=0.0
-    )
-    return (q.to(tl.float32) * norm[None, :] * scale[:, None]).to(tl.float16)
 
 
 @triton.jit
 def _packed_zone(
-    q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine, counts, starts, row, begin, end, logit_scale,
+    q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine,
+    counts, starts, row, begin, end, logit_scale,
     NQ: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     W: tl.constexpr, CA: tl.constexpr, CB: tl.constexpr, MANY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -165,7 +61,7 @@ def _packed_zone(
         gdc_wait()  # the query is made by the launch before this one
 
     wi, ni, di, d2 = tl.arange(0, W), tl.arange(0, N), tl.arange(0, DP), tl.arange(0, 2 * DP)
-    q = _query(q_ptr, ni, di, q_stride_h, q_stride_q, NQ, Q, D).to(tl.float32)  # [DP, N]
+    q = load_query(q_ptr, ni, di, q_stride_h, q_stride_q, NQ, Q, D).to(tl.float32)  # [DP, N]
     top_q = tl.max(tl.abs(q), 0)  # [N]
     affine = tl.load(key_affine + di, mask=di < D, other=0)
     zero = (affine >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
@@ -186,40 +82,40 @@ def _packed_zone(
     one = (n > 0).to(tl.float16)
     norm = fold * key_scale
     ca, cb = tl.arange(0, CA), CA + tl.arange(0, CB)
-    f = _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, ca, C, NQ)
-    g = _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, cb, C, NQ)
+    f = fold_query(q_ptr, q_at, key_columns, key_affine, norm, ni, ca, C, NQ)
+    g = fold_query(q_ptr, q_at, key_columns, key_affine, norm, ni, cb, C, NQ)
     for tile in tl.range(begin, end):
         word = tile * W + wi
         slot = word * 8
         pair = tile * (W // 2) + tl.arange(0, W // 2)
-        w = _key_words(key_codes, word, ca, n, C)
+        w = key_words(key_codes, word, ca, n, C)
         if CB <= 32:  # more would not fit into the registers beside the first
-            more = _key_words(key_codes, word, cb, n, C)
+            more = key_words(key_codes, word, cb, n, C)
         s0 = tl.zeros([W, N], tl.float32)
         s1, s2, s3, s4, s5, s6, s7 = s0, s0, s0, s0, s0, s0, s0
-        s0, s1, s2, s3 = _multiply(w, f, s0, s1, s2, s3)
-        s4, s5, s6, s7 = _multiply(_upper(w), f, s4, s5, s6, s7)
+        s0, s1, s2, s3 = multiply(w, f, s0, s1, s2, s3)
+        s4, s5, s6, s7 = multiply(upper(w), f, s4, s5, s6, s7)
         if CB > 32:
-            more = _key_words(key_codes, word, cb, n, C)
-        s0, s1, s2, s3 = _multiply(more, g, s0, s1, s2, s3)
-        s4, s5, s6, s7 = _multiply(_upper(more), g, s4, s5, s6, s7)
+            more = key_words(key_codes, word, cb, n, C)
+        s0, s1, s2, s3 = multiply(more, g, s0, s1, s2, s3)
+        s4, s5, s6, s7 = multiply(upper(more), g, s4, s5, s6, s7)
         if MANY:
             ce = CA + CB + tl.arange(0, 64)
             for c in range(0, C - CA - CB, 64):  # more columns than folded queries are kept for
-                w = _key_words(key_codes, word, c + ce, n, C)
-                h = _fold(q_ptr, q_at, key_columns, key_affine, norm, ni, c + ce, C, NQ)
-                s0, s1, s2, s3 = _multiply(w, h, s0, s1, s2, s3)
-                s4, s5, s6, s7 = _multiply(_upper(w), h, s4, s5, s6, s7)
+                w = key_words(key_codes, word, c + ce, n, C)
+                h = fold_query(q_ptr, q_at, key_columns, key_affine, norm, ni, c + ce, C, NQ)
+                s0, s1, s2, s3 = multiply(w, h, s0, s1, s2, s3)
+                s4, s5, s6, s7 = multiply(upper(w), h, s4, s5, s6, s7)
 
         # What follows the logits is loaded before their maximum is known.
-        lowest = _value_words(value_codes, pair, d2, blocks, D)
-        e0, e1 = _affine(value_affine, slot, n, 0), _affine(value_affine, slot, n, 1)
-        e2, e3 = _affine(value_affine, slot, n, 2), _affine(value_affine, slot, n, 3)
-        e4, e5 = _affine(value_affine, slot, n, 4), _affine(value_affine, slot, n, 5)
-        e6, e7 = _affine(value_affine, slot, n, 6), _affine(value_affine, slot, n, 7)
+        lowest = value_words(value_codes, pair, d2, blocks, D)
+        e0, e1 = load_affine(value_affine, slot, n, 0), load_affine(value_affine, slot, n, 1)
+        e2, e3 = load_affine(value_affine, slot, n, 2), load_affine(value_affine, slot, n, 3)
+        e4, e5 = load_affine(value_affine, slot, n, 4), load_affine(value_affine, slot, n, 5)
+        e6, e7 = load_affine(value_affine, slot, n, 6), load_affine(value_affine, slot, n, 7)
         if (tile + 1) * W * 8 > n:
-            s0, s1, s2, s3 = _hide(s0, slot, n, 0), _hide(s1, slot, n, 1), _hide(s2, slot, n, 2), _hide(s3, slot, n, 3)
-            s4, s5, s6, s7 = _hide(s4, slot, n, 4), _hide(s5, slot, n, 5), _hide(s6, slot, n, 6), _hide(s7, slot, n, 7)
+            s0, s1, s2, s3 = hide(s0, slot, n, 0), hide(s1, slot, n, 1), hide(s2, slot, n, 2), hide(s3, slot, n, 3)
+            s4, s5, s6, s7 = hide(s4, slot, n, 4), hide(s5, slot, n, 5), hide(s6, slot, n, 6), hide(s7, slot, n, 7)
         x0, x1 = tl.maximum(s0, s4), tl.maximum(s1, s5) * 0.25
         x2, x3 = tl.maximum(s2, s6) * 0.0625, tl.maximum(s3, s7) * 0.015625
         x = tl.max(tl.maximum(tl.maximum(x0, x1), tl.maximum(x2, x3)), 0)
@@ -233,27 +129,36 @@ def _packed_zone(
         total = total * shrink[None, :] + (((p0 + p1) + (p2 + p3)) + ((p4 + p5) + (p6 + p7)))
         acc *= shrink[None, :]
         zeros *= shrink[None, :]
-        a0, zeros = _weigh(p0, e0, factor, zeros)
-        a1, zeros = _weigh(p1, e1, factor * 0.25, zeros)
-        a2, zeros = _weigh(p2, e2, factor * 0.0625, zeros)
-        a3, zeros = _weigh(p3, e3, factor * 0.015625, zeros)
-        a4, zeros = _weigh(p4, e4, factor, zeros)
-        a5, zeros = _weigh(p5, e5, factor * 0.25, zeros)
-        a6, zeros = _weigh(p6, e6, factor * 0.0625, zeros)
-        a7, zeros = _weigh(p7, e7, factor * 0.015625, zeros)
+        a0, zeros = weigh(p0, e0, factor, zeros)
+        a1, zeros = weigh(p1, e1, factor * 0.25, zeros)
+        a2, zeros = weigh(p2, e2, factor * 0.0625, zeros)
+        a3, zeros = weigh(p3, e3, factor * 0.015625, zeros)
+        a4, zeros = weigh(p4, e4, factor, zeros)
+        a5, zeros = weigh(p5, e5, factor * 0.25, zeros)
+        a6, zeros = weigh(p6, e6, factor * 0.0625, zeros)
+        a7, zeros = weigh(p7, e7, factor * 0.015625, zeros)
 
-        v = _across(lowest, W, DP)
-        part = _accumulate(v, a0, a1, a2, a3, tl.zeros([DP, N], tl.float32))
-        part = _accumulate(_upper(v), a4, a5, a6, a7, part)
+        v = across(lowest, W, DP)
+        part = accumulate(v, a0, a1, a2, a3, tl.zeros([DP, N], tl.float32))
+        part = accumulate(upper(v), a4, a5, a6, a7, part)
         first = tile * W * 8
         plane = value_codes + blocks.to(tl.int64) * (2 * D)
         held, weight = blocks4, 4.0
         for i in range(1, tl.where(first < n16, 8, tl.where(first < n8, 4, tl.where(first < n4, 2, 1)))):
             # Weights that the loop changes (here: times one) are not kept in registers as operands all along.
-            a0, a1, a2, a3, a4, a5, a6, a7 = a0 * one, a1 * one, a2 * one, a3 * one, a4 * one, a5 * one, a6 * one, a7 * one
-            v = _across(_value_words(plane, pair, d2, held, D), W, DP)
-            higher = _accumulate(v, a0, a1, a2, a3, tl.zeros([DP, N], tl.float32))
-            part += _accumulate(_upper(v), a4, a5, a6, a7, higher) * weight
+            a0, a1, a2, a3, a4, a5, a6, a7 = (
+                a0 * one,
+                a1 * one,
+                a2 * one,
+                a3 * one,
+                a4 * one,
+                a5 * one,
+                a6 * one,
+                a7 * one,
+            )
+            v = across(value_words(plane, pair, d2, held, D), W, DP)
+            higher = accumulate(v, a0, a1, a2, a3, tl.zeros([DP, N], tl.float32))
+            part += accumulate(upper(v), a4, a5, a6, a7, higher) * weight
             weight *= 4.0
             plane += held.to(tl.int64) * (2 * D)
             held = tl.where(i < 3, blocks8, blocks16)
@@ -271,7 +176,7 @@ def _raw_zone(
     if PDL:
         gdc_wait()
     ni, di, ti = tl.arange(0, N), tl.arange(0, DP), tl.arange(0, BT)
-    q = _query(q_ptr, ni, di, q_stride_h, q_stride_q, NQ, Q, D).to(keys.dtype.element_ty)  # [DP, N]
+    q = load_query(q_ptr, ni, di, q_stride_h, q_stride_q, NQ, Q, D).to(keys.dtype.element_ty)  # [DP, N]
     acc = tl.zeros([DP, N], tl.float32)
     total = tl.zeros([N], tl.float32)
     top = tl.full([N], float("-inf"), tl.float32)
@@ -280,16 +185,16 @@ def _raw_zone(
         at = (start + ti).to(tl.int64)[:, None] * stride + di[None, :]
         mask = ok[:, None] & (di < D)[None, :]
         k = tl.load(keys + at, mask=mask, other=0.0)  # [BT, DP]
-        s = tl.where(ok[:, None], _dot(k, q, tl.zeros([BT, N], tl.float32)) * logit_scale, float("-inf"))  # [BT, N]
+        s = tl.where(ok[:, None], dot(k, q, tl.zeros([BT, N], tl.float32)) * logit_scale, float("-inf"))  # [BT, N]
         new = tl.maximum(top, tl.max(s, 0))
         shrink = tl.exp2(top - new)
         top = new
         p = tl.exp2(s - top[None, :])
         total = total * shrink + tl.sum(p, 0)
         v = tl.load(values + at, mask=mask, other=0.0)
-        high, low = _split(p, v.dtype)
+        high, low = split_high_low(p, v.dtype)
         v = tl.trans(v)
-        acc = _dot(v, low, _dot(v, high, acc * shrink[None, :]))
+        acc = dot(v, low, dot(v, high, acc * shrink[None, :]))
     return acc, top, total
 
 

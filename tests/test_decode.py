@@ -83,11 +83,13 @@ def make_case(
         return torch.tensor([0, 2, 4, 8, 16], dtype=torch.uint8)[place].reshape(size)
 
     spread = 0.3 + 2 * torch.rand(1, heads, 1, dim, generator=generator)
-    keys, values = normal(batch, heads, tokens, dim) * spread + normal(1, heads, 1, dim), normal(batch, heads, tokens, dim)
-    is_pinned = (torch.arange(tokens) < pinned).expand(batch, heads, tokens)
-    packed = naive_pack.pack(
-        keys.to(dtype), values.to(dtype), bits(shares, batch, heads, tokens), bits(key_shares, batch, heads, dim), is_pinned
+    keys, values = (
+        normal(batch, heads, tokens, dim) * spread + normal(1, heads, 1, dim),
+        normal(batch, heads, tokens, dim),
     )
+    is_pinned = (torch.arange(tokens) < pinned).expand(batch, heads, tokens)
+    value_bits, key_bits = bits(shares, batch, heads, tokens), bits(key_shares, batch, heads, dim)
+    packed = naive_pack.pack(keys.to(dtype), values.to(dtype), value_bits, key_bits, is_pinned)
     query = normal(batch, heads * group, queries, dim).to(DEVICE, torch.bfloat16)
     held = None
     if tail:
@@ -175,7 +177,8 @@ def replace_nan(tail: Tail | None) -> Tail | None:
 def test_nothing_held() -> None:
     case = make_case(shares=ONE_WIDTH[0], pinned=0)
     output, lse = attend(case.query, case.packed, plan(case.packed), case.scale)
-    assert bool((output == 0).all()) and bool((lse == float("-inf")).all())
+    assert bool((output == 0).all())
+    assert bool((lse == float("-inf")).all())
     check(replace(make_case(shares=ONE_WIDTH[0], pinned=0, tail=20)))
 
 
