@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from ..kernels.backends import ChosenBackend
 from .attention import NAME
 from .config import CompressionConfig
 from .errors import RdkvError, UnsupportedModelError
@@ -46,7 +47,8 @@ class CompressedCache(Cache):
         check_supported(model_config)
         self.model_config = text_config(model_config)
         self.session = Session.start(self.model_config, config, keep_scores)
-        layers = [CompressedLayer(i, self.session) for i in range(self.model_config.num_hidden_layers)]
+        self.backend = ChosenBackend(config.backend)
+        layers = [CompressedLayer(i, self.session, self.backend) for i in range(self.model_config.num_hidden_layers)]
         self._compressed = layers
         super().__init__(layers=list(layers))
 
@@ -69,22 +71,23 @@ class CompressedCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of every storage that the cache holds now: packed prompt and tail."""
+        """Bytes of every storage that the cache holds now: packed prompt, the tail's buffers, plans of the backend."""
         return storage_bytes(self.tensors())
 
     def layer_nbytes(self, layer: int) -> int:
-        """The part of ``nbytes`` that one layer holds."""
+        """The part of ``nbytes`` that one layer holds: its packed prompt and tail."""
         return storage_bytes(self._compressed[layer].tensors())
 
     @property
     def full_nbytes(self) -> int:
         """Bytes of a full 16-bit cache with the same tokens, prompt and tail."""
-        return self.prompt_full_nbytes + sum(self._tail_bytes(layer) for layer in self._compressed)
+        return self.prompt_full_nbytes + sum(_tail_full_nbytes(layer) for layer in self._compressed)
 
     @property
     def prompt_nbytes(self) -> int:
         """Bytes held for the prompt alone."""
-        return self.nbytes - sum(self._tail_bytes(layer) for layer in self._compressed)
+        held = storage_bytes(tensor for layer in self._compressed for tensor in layer.tensors())
+        return held - sum(_tail_nbytes(layer) for layer in self._compressed)
 
     @property
     def prompt_full_nbytes(self) -> int:
@@ -153,6 +156,7 @@ class CompressedCache(Cache):
         """Every tensor that the cache holds."""
         for layer in self._compressed:
             yield from layer.tensors()
+        yield from self.backend.tensors()
 
     def reset(self) -> None:
         """Forget everything; the next forward pass is a prompt."""
@@ -184,12 +188,19 @@ class CompressedCache(Cache):
         if self.session.failed:
             self.reset()
 
-    def _tail_bytes(self, layer: CompressedLayer) -> int:
-        """Bytes of the tokens after the prompt, at the tail's own type."""
-        if layer.keys is None:
-            return 0
-        tokens = layer.get_seq_length() - layer.prompt_tokens
-        return int(layer.batch_size * tokens * _token_bytes(layer))
+
+def _tail_full_nbytes(layer: CompressedLayer) -> int:
+    """Bytes of the tokens after the prompt in a full cache."""
+    if layer.tail is None:
+        return 0
+    return int(layer.batch_size * (layer.tail.length - layer.tail.first) * _token_bytes(layer))
+
+
+def _tail_nbytes(layer: CompressedLayer) -> int:
+    """Bytes held for the tokens after the prompt, the room for more of them included."""
+    if layer.tail is None:
+        return 0
+    return storage_bytes(layer.tail.tensors()) - int(layer.batch_size * layer.tail.first * _token_bytes(layer))
 
 
 def _token_bytes(layer: CompressedLayer) -> int:

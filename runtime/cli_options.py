@@ -41,6 +41,10 @@ DTYPE = click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"
                      help="Precision of the model.  [default: float32 on a CPU, the checkpoint's on CUDA]")  # fmt: skip
 
 
+BACKEND = click.option("--backend", type=click.Choice(["auto", "torch", "triton", "flashinfer"]),
+                       help="What computes decode attention; `rdkv plugins` lists them.  [default: auto]")  # fmt: skip
+
+
 def _pluggable(kind: str) -> list[Callable[[Command], Command]]:
     return [
         click.option(f"--{kind}", metavar="NAME", help=f"Which {kind}; `rdkv plugins` lists them."),
@@ -66,6 +70,7 @@ RUN_OPTIONS: list[Callable[[Any], Any]] = [
     *_pluggable("format"),
     click.option("--calibration", metavar="auto|none|FILE",
                  help="Distortions to plan with: `rdkv calibrate`'s, the format's own, or a file's.  [default: auto]"),
+    BACKEND,
     PLUGIN,
     click.option("--config", metavar="FILE", help="TOML file with any of these flags; flags given here win."),
     DEVICE,

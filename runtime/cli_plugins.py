@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @PLUGIN
 @DEBUG
 def command(name: str | None, plugins: tuple[str, ...], debug: bool | None) -> None:
-    """List scorers, allocators, cache formats and presets; with NAME, its options and their defaults."""
+    """List scorers, allocators, cache formats, presets and backends; with NAME, its options and their defaults."""
     from .registry import load_registry
 
     registry = load_registry(plugins)
@@ -43,7 +43,22 @@ def _list(registry: Registry) -> None:
     for preset in registry.presets.values():
         table.add_row(preset.name, "preset", _source(preset), _settings(preset))
     _console().print(table)
-    click.echo("\n`rdkv plugins NAME` shows the options of one.")
+    click.echo("\n`rdkv plugins NAME` shows the options of one.\n")
+    _list_backends()
+
+
+def _list_backends() -> None:
+    import torch
+    from rich.table import Table
+
+    from ..kernels.backends import automatic, probe
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    table = Table("backend", "works", "why", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name, works, reason in probe(device):
+        table.add_row(name, "yes" if works else "no", reason)
+    _console().print(table)
+    click.echo(f"\n`--backend auto` takes {automatic(device)} on this machine ({device.type}).")
 
 
 def _describe(registry: Registry, name: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from .errors import ConfigError
+
+BackendName = Literal["auto", "torch", "triton", "flashinfer"]
 
 
 class CompressionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,6 +28,8 @@ class CompressionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         plugins: modules to load besides installed plugins, as ``-p`` does.
         calibration: ``auto`` takes what ``rdkv calibrate`` measured on this model if it did, ``none``
             the format's own distortions; anything else is the path of a calibration file.
+        backend: what computes decode attention. ``auto`` is the fastest that works (``rdkv plugins`` says why);
+            one that does not work gives way to it, with a message.
 
     Raises:
         ConfigError: a value out of range, or two budgets at once.
@@ -42,6 +46,7 @@ class CompressionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     format_options: dict[str, Any] = {}
     plugins: tuple[str, ...] = ()
     calibration: str = "auto"
+    backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
         given = [n for n in ("budget", "budget_tokens", "budget_bytes") if getattr(self, n) is not None]
@@ -56,6 +61,8 @@ class CompressionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
             raise ConfigError(f"budget is {value}; it is a fraction of the full cache's bytes, above 0 and at most 1")
         if given[0] != "budget" and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"{given[0]} is {value}; it must be a whole number of at least 1")
+        if self.backend not in get_args(BackendName):
+            raise ConfigError(f"backend is {self.backend!r}; it must be one of {', '.join(get_args(BackendName))}")
 
 
 def config_from_mapping(values: Mapping[str, Any]) -> CompressionConfig:

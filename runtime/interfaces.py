@@ -8,12 +8,14 @@ group of sequences of one length, so every position it sees is a real token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import msgspec
 from torch import Tensor
 
+from ..kernels.backends import Backend, with_tail
+from ..kernels.tail import Tail
 from .ladder import Distortion, Ladder
 from .observation import Observation
 from .plan import BitPlan, Budget, Scores
@@ -80,6 +82,19 @@ class PackedSegment(ABC):
             ``[B, H_q, Q]`` float32, minus infinity (and output 0) where a head holds no token.
         """
 
+    def attend_with_tail(
+        self, query: Tensor, scale: float, tail: Tail | None, backend: Backend
+    ) -> tuple[Tensor, Tensor]:
+        """As `attend`, over the segment and the 16-bit tail after it, if there is one; this is what decoding calls.
+
+        A format that has kernels overrides it to read both at once by ``backend``, the one that the user chose.
+
+        Returns:
+            As `attend`; with a tail the output may be in the type of ``query``.
+        """
+        del backend
+        return with_tail(*self.attend(query, scale), query, scale, tail)
+
     @abstractmethod
     def unpack(self) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values ``[B, H, N, D]`` float32 and ``[B, H, N]`` bool, which of the ``N`` slots hold
@@ -120,3 +135,18 @@ class CacheFormat(ABC):
         A plan that keeps everything (``plan.is_identity``) must cost no more than keys and values
         themselves, and one that keeps nothing, nothing: so `Ladder.cost` counts them.
         """
+
+    def join(
+        self, segments: Sequence[PackedSegment], rows: Sequence[Sequence[int]]
+    ) -> tuple[list[PackedSegment], PackedSegment] | None:
+        """Prompts of several lengths as one segment, so that a batch is decoded at once; None if they stay apart.
+
+        Args:
+            segments: one for every group of sequences of one length, as `pack` made them.
+            rows: the sequences of each, as rows of the batch.
+
+        Returns:
+            Segments in place of the given ones, and one of all sequences in the batch's order, of which only
+            `PackedSegment.attend_with_tail` is used. Together they hold no more bytes than the given ones.
+        """
+        return None

@@ -10,18 +10,26 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from ..kernels import naive
+from ..kernels.backends import Backend
+from ..kernels.tail import TailBuffer
 from .attention import causal_mask, link, plain_attention
 from .errors import UnsupportedModelError
 from .interfaces import PackedSegment
 from .observation import Observation
 from .session import Group, Session
 
+_SEEN = "_rdkv_tail_seen"
+
 
 class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Packed segments of the prompt, one for every group of sequences of one length, and the tail.
 
     ``keys`` and ``values`` are the tail, ``[B, H, n, D]``: every token after the prompt, and the prompt
-    itself where nothing was to be compressed.
+    itself where nothing was to be compressed. They are views of ``tail``, which has room for more.
+
+    Attributes:
+        segments: rows and segment of each group.
+        parts: what decoding attends to: a segment of all rows (``slice(None)``), or the groups' segments.
     """
 
     is_sliding = False
@@ -29,11 +37,14 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_compileable = False
     supports_early_init = False
 
-    def __init__(self, index: int, session: Session) -> None:
+    def __init__(self, index: int, session: Session, backend: Backend) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.index = index
         self.session = session
+        self.backend = backend
+        self.tail: TailBuffer | None = None
         self.segments: list[tuple[list[int], PackedSegment]] = []
+        self.parts: list[tuple[list[int] | slice, PackedSegment]] = []
         self.prompt_tokens = 0  # padding included
         self.packed_tokens = 0  # prompt_tokens, or 0 where the prompt is in the tail
 
@@ -48,12 +59,12 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             return link(key_states, self), value_states
-        if self.keys is None or self.values is None:
+        if self.tail is None:
             raise UnsupportedModelError(
                 f"layer {self.index}: the prompt's attention never reached rdkv; call rdkv.attach(model) first"
             )
-        self.keys = torch.cat([self.keys, key_states.to(self.keys.dtype)], 2)
-        self.values = torch.cat([self.values, value_states.to(self.values.dtype)], 2)
+        self.tail.append(key_states, value_states)
+        self.keys, self.values = self.tail.tokens
         return link(self.keys, self), self.values
 
     def attend(
@@ -88,41 +99,54 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.session.compress(self, groups, observations)
         return output
 
-    def store(self, groups: list[Group], segments: list[PackedSegment], dtype: torch.dtype) -> None:
-        """Take the packed prompt; the tail starts empty, in the prompt's storage type."""
+    def store(
+        self, groups: list[Group], segments: list[PackedSegment], joined: PackedSegment | None, dtype: torch.dtype
+    ) -> None:
+        """Take the packed prompt, and its segments as one if they were joined; the tail starts empty."""
         self.segments = [(group.rows, segment) for group, segment in zip(groups, segments, strict=True)]
-        self.keys = torch.zeros(self.tail_shape, dtype=dtype, device=self.device)
-        self.values = torch.zeros_like(self.keys)
+        whole = segments[0] if len(segments) == 1 else joined
+        self.parts = [*self.segments] if whole is None else [(slice(None), whole)]
+        nothing = torch.zeros(2, *self.tail_shape, dtype=dtype, device=self.device)
+        self._start_tail(nothing[0], nothing[1])
 
     def store_whole(self, keys: Tensor, values: Tensor) -> None:
         """Take an uncompressed prompt without padding: the tail holds it, as a plain cache would."""
         self.packed_tokens = 0
-        self.keys = keys.clone(memory_format=torch.contiguous_format)
-        self.values = values.clone(memory_format=torch.contiguous_format)
+        self._start_tail(*(t.clone(memory_format=torch.contiguous_format) for t in (keys, values)))
+
+    def _start_tail(self, keys: Tensor, values: Tensor) -> None:
+        self.tail = TailBuffer(keys, values)
+        self.keys, self.values = self.tail.tokens
 
     def _decode(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        """Attention over packed segments and tail, joined by their log-sum-exp."""
+        """Attention over packed segments and tail: at once for one token, or joined by their log-sum-exp."""
+        assert self.tail is not None
         new, total = query.shape[2], key.shape[2]
+        sees_all = new == 1 and _sees_tail(mask, self.packed_tokens)
+        if sees_all and len(self.parts) == 1:
+            ((_, whole),) = self.parts
+            output, _ = whole.attend_with_tail(query, scale, self.tail.tail, self.backend)
+            return output.to(query.dtype).transpose(1, 2).contiguous()
         visible = None
-        if mask is not None or new > 1:
-            tail = None if mask is None else mask[:, self.packed_tokens :]
-            visible = causal_mask(new, total, tail, query.device)
+        if not sees_all:
+            tail_mask = None if mask is None else mask[:, self.packed_tokens :]
+            visible = causal_mask(new, total, tail_mask, query.device)
         output, lse = naive.attention(query, key, value, scale, visible)
-        for rows, segment in self.segments:
-            packed = segment.attend(query[rows], scale)
+        for rows, segment in self.parts:
+            packed = segment.attend_with_tail(query[rows], scale, None, self.backend)
             output[rows], lse[rows] = naive.merge_states(output[rows], lse[rows], *packed)
         return output.to(query.dtype).transpose(1, 2).contiguous()
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that the layer holds."""
-        for _, segment in self.segments:
+        for _, segment in (*self.segments, *self.parts):
             yield from segment.tensors()
-        if self.keys is not None and self.values is not None:
-            yield from (self.keys, self.values)
+        if self.tail is not None:
+            yield from self.tail.tensors()
 
     def get_seq_length(self) -> int:
         """Tokens seen, padding included."""
-        return self.packed_tokens + (self.keys.shape[2] if self.keys is not None else 0)
+        return self.packed_tokens + (self.tail.length if self.tail is not None else 0)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length that the mask must cover, and its offset."""
@@ -134,5 +158,16 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def reset(self) -> None:
         """Forget everything; the next forward pass is a prompt."""
-        self.keys = self.values = None
-        self.segments, self.prompt_tokens, self.packed_tokens, self.is_initialized = [], 0, 0, False
+        self.keys = self.values = self.tail = None
+        self.segments, self.parts, self.prompt_tokens, self.packed_tokens, self.is_initialized = [], [], 0, 0, False
+
+
+def _sees_tail(mask: Tensor | None, start: int) -> bool:
+    """Whether ``mask`` ``[B, N]`` hides nothing from ``start`` on; asked of the device once for a pass's layers."""
+    if mask is None:
+        return True
+    known: tuple[int, bool] | None = getattr(mask, _SEEN, None)
+    if known is None or known[0] != start:
+        known = (start, bool(mask[:, start:].all()))
+        setattr(mask, _SEEN, known)
+    return known[1]

@@ -11,6 +11,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
+from .checks import blame
 from .config import CompressionConfig
 from .errors import UnsupportedModelError
 from .observation import Observation
@@ -117,7 +118,12 @@ class Session:
             segments = [self.pipeline.pack(p, plan) for p, plan in zip(entry.pending, plans, strict=True)]
             # All rows share one tail, which has to reach as far as the widest of their types.
             widest = max((p.keys.dtype for p in entry.pending), key=lambda dtype: torch.finfo(dtype).max)
-            entry.layer.store(entry.groups, segments, widest)
+            joined = None
+            if len(segments) > 1:
+                with blame(f"format {self.pipeline.config.format!r}", f"layer {entry.layer.index}"):
+                    joined = self.pipeline.format.join(segments, [group.rows for group in entry.groups])
+            segments, whole = joined or (segments, None)
+            entry.layer.store(entry.groups, segments, whole, widest)
 
     @contextmanager
     def prompt_pass(self) -> Iterator[None]:

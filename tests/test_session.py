@@ -16,7 +16,7 @@ LENGTHS = [60, 23, 60, 41]
 
 def segment_bytes(cache: rdkv.CompressedCache) -> list[int]:
     """Bytes of each layer's prompt."""
-    return [sum(s.nbytes for _, s in layer_of(cache, layer).segments) for layer in range(LAYERS)]
+    return [cache.layer_nbytes(layer) for layer in range(LAYERS)]
 
 
 def layers_apart(cache: rdkv.CompressedCache, contrast: float) -> list[Tensor]:

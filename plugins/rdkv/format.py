@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from ...runtime.interfaces import CacheFormat, PackedSegment, PluginOptions
 from ...runtime.ladder import Distortion, Ladder
 from ...runtime.plan import BitPlan
 from .pack import pack
+from .segment import MixedBitSegment, join_segments
 
 WIDTHS = (0, 2, 4, 8, 16)
 
@@ -93,3 +95,12 @@ class MixedBit(CacheFormat):
 
     def pack(self, keys: Tensor, values: Tensor, plan: BitPlan) -> PackedSegment:
         return pack(keys, values, plan, self.options.positions)
+
+    def join(
+        self, segments: Sequence[PackedSegment], rows: Sequence[Sequence[int]]
+    ) -> tuple[list[PackedSegment], PackedSegment] | None:
+        mixed = [segment for segment in segments if isinstance(segment, MixedBitSegment)]
+        # Whole and empty prompts have no packed zone; a float32 model's may need unlike 16-bit types.
+        if len(mixed) < len(segments) or len({segment.packed.pinned_keys.dtype for segment in mixed}) > 1:
+            return None
+        return join_segments(mixed, rows)

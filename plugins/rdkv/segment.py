@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ...kernels import naive, naive_pack
-from ...kernels.packed import PINNED, Packed
+from ...kernels.backends import Backend
+from ...kernels.packed import PINNED, Packed, join
+from ...kernels.tail import Tail
 from ...runtime.errors import ConfigError
 from ...runtime.interfaces import PackedSegment
 from ...runtime.plan import BitPlan
@@ -28,11 +30,18 @@ class MixedBitSegment(PackedSegment):
         packed: what decoding reads.
         tokens: ``T``, kept or not.
         positions: None if they were not kept.
+        rows: the sequences of ``packed`` that are the segment's, if it shares it with others (`join_segments`).
     """
 
     packed: Packed
     tokens: int
     positions: Positions | None
+    rows: tuple[int, ...] | None = None
+
+    @property
+    def own(self) -> Packed:
+        """The segment's part of ``packed``."""
+        return self.packed if self.rows is None else take_sequences(self.packed, self.rows)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from self.packed.tensors()
@@ -43,15 +52,54 @@ class MixedBitSegment(PackedSegment):
         keys, values, held = self.unpack()
         return naive.attention(query, keys, values, scale, held.unsqueeze(2))
 
+    def attend_with_tail(
+        self, query: Tensor, scale: float, tail: Tail | None, backend: Backend
+    ) -> tuple[Tensor, Tensor]:
+        return backend.attend(query, self.own, scale, tail)
+
     def unpack(self) -> tuple[Tensor, Tensor, Tensor]:
-        view = (self.packed.batch, self.packed.heads, self.packed.slots)
-        keys, values, held = naive_pack.unpack(self.packed)
-        return keys.reshape(*view, self.packed.dim), values.reshape(*view, self.packed.dim), held.reshape(view)
+        packed = self.own
+        view = (packed.batch, packed.heads, packed.slots)
+        keys, values, held = naive_pack.unpack(packed)
+        return keys.reshape(*view, packed.dim), values.reshape(*view, packed.dim), held.reshape(view)
 
     def plan(self) -> BitPlan:
         if self.positions is None:
             raise ConfigError("the plan was not kept: set the format option positions=true")
-        packed, view = self.packed, (self.packed.batch, self.packed.heads, -1)
+        packed = self.own
+        view = (packed.batch, packed.heads, -1)
         pinned = [row[PINNED] - raw for row, raw in zip(packed.host_counts, packed.raw, strict=True)]
         bits, is_pinned = self.positions.plan(self.tokens, torch.tensor(pinned))
         return BitPlan(bits.reshape(view), naive_pack.key_widths(packed).reshape(view), is_pinned.reshape(view))
+
+
+def join_segments(
+    segments: Sequence[MixedBitSegment], rows: Sequence[Sequence[int]]
+) -> tuple[list[PackedSegment], PackedSegment]:
+    """Segments that share one `Packed` of all sequences of a batch, and the segment of all of it.
+
+    Args:
+        segments: of one storage type.
+        rows: the rows of the batch that are each segment's.
+    """
+    placed = [row for part in rows for row in part]
+    packed = join([segment.packed for segment in segments], sorted(range(len(placed)), key=placed.__getitem__))
+    shared: list[PackedSegment] = [
+        replace(segment, packed=packed, rows=tuple(part)) for segment, part in zip(segments, rows, strict=True)
+    ]
+    return shared, MixedBitSegment(packed, max(segment.tokens for segment in segments), positions=None)
+
+
+def take_sequences(packed: Packed, sequences: Sequence[int]) -> Packed:
+    """Some sequences of ``packed``; what is flat is shared with it."""
+    rows = [sequence * packed.heads + head for sequence in sequences for head in range(packed.heads)]
+    index = torch.tensor(rows, device=packed.counts.device)
+    return replace(
+        packed,
+        batch=len(sequences),
+        host_counts=tuple(packed.host_counts[row] for row in rows),
+        raw=tuple(packed.raw[row] for row in rows),
+        key_affine=packed.key_affine[index],
+        counts=packed.counts[index],
+        starts=packed.starts[index],
+    )
