@@ -102,10 +102,10 @@ def _packed_zone(
         if MANY:
             ce = CA + CB + tl.arange(0, 64)
             for c in range(0, C - CA - CB, 64):  # more columns than folded queries are kept for
-                w = key_words(key_codes, word, c + ce, n, C)
+                extra = key_words(key_codes, word, c + ce, n, C)
                 h = fold_query(q_ptr, q_at, key_columns, key_affine, norm, ni, c + ce, C, NQ)
-                s0, s1, s2, s3 = multiply(w, h, s0, s1, s2, s3)
-                s4, s5, s6, s7 = multiply(upper(w), h, s4, s5, s6, s7)
+                s0, s1, s2, s3 = multiply(extra, h, s0, s1, s2, s3)
+                s4, s5, s6, s7 = multiply(upper(extra), h, s4, s5, s6, s7)
 
         # What follows the logits is loaded before their maximum is known.
         lowest = value_words(value_codes, pair, d2, blocks, D)
