@@ -58,13 +58,14 @@ def test_longest_sequence_decides_about_the_window() -> None:
 @pytest.mark.parametrize("budget", [0.05, 0.3, 0.9])
 @pytest.mark.parametrize("allocator", ["waterfill", "eviction"])
 def test_bytes_stay_within_the_budget(scope: str, budget: float, allocator: str) -> None:
+    lengths = [4 * length for length in LENGTHS]  # long enough that a block of tokens is a small part
     cache = new_cache(budget, allocator=allocator, allocator_options={"scope": scope})
-    prefill(cache, random_qkv(4, 60), padding(LENGTHS))
-    full = sum(LENGTHS) * TOKEN_BYTES
+    prefill(cache, random_qkv(4, 240), padding(lengths))
+    full = sum(lengths) * TOKEN_BYTES
     if scope != "model":
         assert max(segment_bytes(cache)) <= budget * full
     assert sum(segment_bytes(cache)) <= budget * full * LAYERS
-    assert sum(segment_bytes(cache)) > 0.8 * budget * full * LAYERS or budget == 0.05
+    assert sum(segment_bytes(cache)) > 0.9 * budget * full * LAYERS or budget == 0.05
     assert cache.retention <= budget
 
 
@@ -80,7 +81,7 @@ def test_whole_model_moves_bytes_between_layers() -> None:
 
 
 def test_equal_layers_get_equal_shares() -> None:
-    query, keys, values = (t[:, :1].expand(-1, t.shape[1], -1, -1) for t in random_qkv(1, 120))
+    query, keys, values = (t[:, :1].expand(-1, t.shape[1], -1, -1) for t in random_qkv(1, 480))
     caches = [new_cache(0.2, allocator_options={"scope": scope}) for scope in SCOPES]
     for cache in caches:
         prefill(cache, (query, keys, values))
@@ -88,7 +89,7 @@ def test_equal_layers_get_equal_shares() -> None:
     for cache in caches:
         for layer in range(LAYERS):
             plan = cache.plan(layer)
-            # What is left of a shared budget buys a few more bits here or there.
+            # What is left of a shared budget buys a block of tokens a few more bits here or there.
             assert (plan.value_bits != first.value_bits).float().mean() < 0.05
             assert torch.equal(plan.pinned, first.pinned)
 
