@@ -134,6 +134,13 @@ def test_records_lines_and_tables(measured: Path, untimed: None, tmp_path: Path)
     assert table.fill(page, []).count(table.NOTHING) == page.count("<!-- end -->")
 
 
+def test_the_page_shows_the_records() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    results = sorted((ROOT / "bench" / "results").glob("*.json"))
+    results += sorted((ROOT / "bench" / "results").glob("*.jsonl"))
+    assert table.fill(page, table.read(results)) == page, "make performance-table"
+
+
 def test_a_missing_library_is_recorded(untimed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     record = baselines.full_cache(cases.Shape(1, 64, 2, 2, 16), DEVICE)

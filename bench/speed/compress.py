@@ -9,6 +9,7 @@ are made. Runs with either cache take turns; times are of the whole forward pass
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from pathlib import Path
@@ -41,7 +42,9 @@ def make_model(layers: int, device: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     config = LlamaConfig(**(LLAMA_8B | changes), num_hidden_layers=layers)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation="sdpa"
+        )
     return model.eval()
 
 
@@ -49,6 +52,7 @@ def make_model(layers: int, device: str, **changes: Any) -> PreTrainedModel:
 def prefill(model: PreTrainedModel, prompt: Tensor, cache: Cache) -> tuple[float, int]:
     """Seconds, and bytes at the peak beyond what was held before (0 where there is no GPU)."""
     on_gpu = prompt.is_cuda
+    gc.collect()  # what earlier caches left
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -66,18 +70,14 @@ def compare(model: PreTrainedModel, tokens: int, budget: float, runs: int) -> Re
     plain: list[tuple[float, int]] = []
     packed: list[tuple[float, int]] = []
     own: list[float] = []
-    cache: Cache
     for _ in range(runs + 1):
         rdkv.detach(model)
-        cache = DynamicCache(config=model.config)
-        plain.append(prefill(model, prompt, cache))
-        full_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-        del cache
+        plain.append(prefill(model, prompt, DynamicCache(config=model.config)))
         rdkv.attach(model)
         cache = rdkv.CompressedCache(model.config, rdkv.CompressionConfig(budget=budget, calibration="none"))
         packed.append(prefill(model, prompt, cache))
         own.append(cache.compress_seconds / packed[-1][0])
-        cache_bytes = cache.nbytes
+        full_bytes, held_bytes = cache.full_nbytes, cache.nbytes
         del cache
     layers = model.config.num_hidden_layers
     plain_s, packed_s = (median(seconds for seconds, _ in found[1:]) for found in (plain, packed))
@@ -95,7 +95,7 @@ def compare(model: PreTrainedModel, tokens: int, budget: float, runs: int) -> Re
         "plain_peak_bytes": max(peak for _, peak in plain[1:]),
         "compressed_peak_bytes": max(peak for _, peak in packed[1:]),
         "full_bytes": full_bytes,
-        "held_bytes": cache_bytes,
+        "held_bytes": held_bytes,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,8 +59,9 @@ def synthesize(batch: int, heads: int, sizes: Sizes, device: str, dtype: torch.d
 
 def copy(packed: Packed) -> Packed:
     """The same in memory of its own."""
-    changes = {f.name: getattr(packed, f.name) for f in dataclasses.fields(packed)}
-    return Packed(**{name: x.clone() if isinstance(x, Tensor) else x for name, x in changes.items()})
+    fields = {field.name: getattr(packed, field.name) for field in dataclasses.fields(packed)}
+    clones: dict[str, Any] = {name: x.clone() for name, x in fields.items() if isinstance(x, Tensor)}
+    return dataclasses.replace(packed, **clones)
 
 
 def _scales(widths: Tensor) -> Tensor:

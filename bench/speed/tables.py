@@ -66,7 +66,7 @@ def _attention_row(record: Record) -> list[str]:
 
 def _reasons(records: list[Record]) -> str:
     """Why something was not timed, once for each reason."""
-    found = {r.get(f"{who}reason") for r in records for who in ("", "flashinfer_", "sdpa_")} - {None}
+    found = {str(r.get(f"{who}reason") or "") for r in records for who in ("", "flashinfer_", "sdpa_")} - {""}
     return "".join(f"\nNot timed: {reason}\n" for reason in sorted(found))
 
 

@@ -44,7 +44,8 @@ def milliseconds(run: Callable[[], Any]) -> float:
     # Queued without waiting, so that all but the first begin as soon as the one before has ended.
     spans = [_replay(graph) for _ in range(count + 1)]
     torch.cuda.synchronize()
-    return median(begin.elapsed_time(end) for begin, end in spans[1:])
+    times: list[float] = [begin.elapsed_time(end) for begin, end in spans[1:]]
+    return median(times)
 
 
 def _replay(graph: torch.cuda.CUDAGraph) -> tuple[torch.cuda.Event, torch.cuda.Event]:
