@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from . import naive, naive_pack, tail
+from . import naive, naive_decode, tail
 from .packed import Packed
 from .tail import Tail
 
@@ -53,10 +53,7 @@ class TorchBackend(Backend):
     name = "torch"
 
     def attend(self, query: Tensor, packed: Packed, scale: float, tail: Tail | None = None) -> tuple[Tensor, Tensor]:
-        view = (packed.batch, packed.heads, packed.slots)
-        keys, values, held = (t.reshape(*view, *t.shape[2:]) for t in naive_pack.unpack(packed))
-        output, lse = naive.attention(query, keys, values, scale, held.unsqueeze(2))
-        return with_tail(output, lse, query, scale, tail)
+        return with_tail(*naive_decode.attend(query, packed, scale), query, scale, tail)
 
 
 def with_tail(output: Tensor, lse: Tensor, query: Tensor, scale: float, after: Tail | None) -> tuple[Tensor, Tensor]:

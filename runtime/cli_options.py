@@ -41,7 +41,8 @@ DTYPE = click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"
                      help="Precision of the model.  [default: float32 on a CPU, the checkpoint's on CUDA]")  # fmt: skip
 
 
-BACKEND = click.option("--backend", type=click.Choice(["auto", "torch", "triton", "flashinfer"]),
+BACKENDS = ["auto", "torch", "triton", "flashinfer"]
+BACKEND = click.option("--backend", type=click.Choice(BACKENDS),
                        help="What computes decode attention; `rdkv plugins` lists them.  [default: auto]")  # fmt: skip
 
 

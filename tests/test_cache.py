@@ -363,6 +363,27 @@ def test_several_answers_to_one_prompt(budget: float, model: Any) -> None:
         assert torch.equal(out, generate(model, DynamicCache(), IDS[:1], 16, **way))
 
 
+def test_decoding_by_triton_is_that_by_torch(tiny_model: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # or by its interpreter
+    model = rdkv.attach(tiny_model("llama", num_hidden_layers=1).to(device))
+    ids, mask = IDS[:2, :30].to(device), padding([30, 21]).long().to(device)
+    logits, caches = [], [cache_for(model, 0.5, backend=name) for name in ("torch", "triton")]
+    for cache in caches:
+        more = {"return_dict_in_generate": True, "output_logits": True}
+        out = generate(model, cache, ids, 4, attention_mask=mask, **more)
+        logits.append(torch.stack(out.logits))
+        assert cache.nbytes == storage_bytes(reachable_tensors(cache))
+    torch.testing.assert_close(logits[1], logits[0], rtol=2e-2, atol=2e-2)
+    assert not [record for record in caplog.records if record.name == "rdkv"]
+    assert caches[1].backend.backend is not None
+    assert caches[1].backend.backend.name == "triton"
+    assert caches[0].prompt_nbytes == caches[1].prompt_nbytes
+    plans = sum(t.nbytes for t in caches[1].backend.tensors())
+    assert plans > 0
+    assert caches[1].nbytes == caches[0].nbytes + plans
+
+
 def test_inference_mode(model: Any) -> None:
     expected = converse(model, cache_for(model), MASK)
     cache = cache_for(model)

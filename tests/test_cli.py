@@ -118,6 +118,25 @@ def test_plugins_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{name} " in out
 
 
+def test_plugins_lists_backends(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert run(["plugins"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.strip().split(maxsplit=2)[1:] for line in lines[-5:] if line}
+    assert rows["torch"][0] == "yes"
+    assert rows["triton"] == rows["flashinfer"] == ["no", "needs a CUDA device"]
+    assert lines[-1] == "`--backend auto` takes torch on this machine (cpu)."
+
+
+def test_backend(capsys: pytest.CaptureFixture[str], error_line: ErrorLine, arguments: Arguments) -> None:
+    assert run(arguments("--backend", "torch", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["new_tokens"] == 4
+    assert "'numpy' is not one of 'auto', 'torch', 'triton', 'flashinfer'" in error_line(
+        arguments("--backend", "numpy")
+    )
+
+
 def test_plugins_describes_one(capsys: pytest.CaptureFixture[str], error_line: ErrorLine) -> None:
     assert run(["plugins", "attention-distortion"]) == 0
     out = capsys.readouterr().out

@@ -21,6 +21,9 @@ from harness import (
 from torch import Tensor
 
 import rdkv
+from rdkv.kernels.backends import TorchBackend
+from rdkv.kernels.packed import Packed
+from rdkv.kernels.tail import Tail
 from rdkv.runtime.errors import UnsupportedModelError
 
 UNEQUAL = [60, 23, 41, 60]
@@ -319,6 +322,54 @@ def test_nothing_kept_leaves_the_tail_alone() -> None:
     _, _, values = qkv = random_qkv(1, 1, seed=1)
     stored = values.half().float()
     torch.testing.assert_close(forward(cache, 0, qkv)[:, 0], stored[:, :, 0].repeat_interleave(GROUPS, 1))
+
+
+@pytest.mark.parametrize("lengths", [[60, 60], UNEQUAL])
+def test_batch_is_decoded_at_once(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, mask = new_cache(0.7), padding(lengths)
+    prefill(cache, random_qkv(len(lengths), 60), mask)
+    calls: list[tuple[int, int | None]] = []
+
+    def attend(query: Tensor, packed: Packed, scale: float, tail: Tail | None = None) -> tuple[Tensor, Tensor]:
+        calls.append((packed.batch, None if tail is None else tail.length))
+        return TorchBackend().attend(query, packed, scale, tail)
+
+    monkeypatch.setattr(cache.backend, "attend", attend)
+    for new in (1, 1, 3):
+        mask = torch.nn.functional.pad(mask, (0, new), value=True)
+        forward(cache, 0, random_qkv(len(lengths), new, seed=1), mask)
+    assert calls == [(len(lengths), 1), (len(lengths), 2), (len(lengths), None)]
+
+
+def test_layers_of_a_pass_share_what_was_read_of_their_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = new_cache()
+    prefill(cache, random_qkv(4, 60), padding(UNEQUAL))
+    qkv, mask = random_qkv(4, 1, seed=1), torch.nn.functional.pad(padding(UNEQUAL), (0, 1), value=True)
+    forward(cache, 0, qkv, mask)
+    monkeypatch.setattr(Tensor, "all", lambda _: pytest.fail("the device was asked again"))
+    forward(cache, 1, qkv, mask)
+    forward(cache, 1, qkv, None)
+
+
+@pytest.mark.parametrize("budget", [0.3, 1.0])
+@pytest.mark.parametrize("lengths", [[60, 60], UNEQUAL])
+def test_tail_outgrows_its_buffers(budget: float, lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rdkv.kernels.tail.CAPACITY", 4)
+    cache, mask = new_cache(budget), padding(lengths)
+    prefill(cache, random_qkv(len(lengths), 60), mask)
+    packed, rooms = cache.prompt_nbytes, set()
+    for step in range(20):
+        qkv = random_qkv(len(lengths), 1, seed=1 + step)
+        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
+        output = forward(cache, 0, qkv, None if bool(mask.all()) else mask)
+        layer = layer_of(cache)
+        assert layer.tail is not None
+        if layer.segments:
+            torch.testing.assert_close(output.double(), whole_attention(cache, qkv[0]), rtol=1e-4, atol=1e-5)
+        rooms.add(layer.tail.tail.keys.shape[2] - layer.tail.first)
+        assert cache.prompt_nbytes == packed
+    assert rooms == {4, 8, 16, 32}
+    assert cache.get_seq_length() == 80
 
 
 def test_attention_that_never_comes_is_noticed() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from rdkv.runtime import registry
+from rdkv.kernels.backends import NAMES
+from rdkv.runtime import cli_options, registry
+from rdkv.runtime.config import BackendName, CompressionConfig
 from rdkv.runtime.errors import ConfigError
 from rdkv.runtime.settings import RunSettings, compression_config, merge, read_prompt, read_settings
 
@@ -68,6 +70,7 @@ def test_preset_lies_below_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ('prompt = "a"\nprompt-file = "b"', "sets both prompt and prompt_file"),
         ("budget = = 1", "not valid TOML"),
         ('device = "tpu"', "tpu"),
+        ('backend = "numpy"', "numpy"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, words: str) -> None:
@@ -90,8 +93,17 @@ def test_two_budgets_on_the_command_line() -> None:
 def test_compression_config() -> None:
     config = compression_config(RunSettings(budget=0.1, scorer="snapkv", scorer_options={"window": "4"}))
     assert (config.scorer, config.allocator, config.scorer_options) == ("snapkv", "waterfill", {"window": "4"})
+    assert (config.backend, compression_config(RunSettings(budget=0.1, backend="torch")).backend) == ("auto", "torch")
     with pytest.raises(ConfigError, match="no budget: give --budget"):
         compression_config(RunSettings())
+
+
+def test_backends_are_those_that_there_are() -> None:
+    assert get_args(BackendName) == ("auto", *NAMES)
+    assert list(get_args(BackendName)) == cli_options.BACKENDS
+    wrong: Any = "numpy"
+    with pytest.raises(ConfigError, match="backend is 'numpy'; it must be one of auto, torch, triton, flashinfer"):
+        CompressionConfig(budget=0.1, backend=wrong)
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, 2.0, float("nan"), float("inf")])
