@@ -146,6 +146,12 @@ def _odd_widths(levels: tuple[int, ...], device: torch.device) -> Tensor:
     return table.to(device)
 
 
+def defuse_plan(plan: BitPlan, finding: Finding) -> BitPlan:
+    """A plan that any format survives: it keeps nothing where its finding is going to object to its widths."""
+    sound = (finding.figures[:2] == NO_WIDTH).all()
+    return BitPlan(plan.value_bits * sound, plan.key_bits * sound, plan.pinned & sound)
+
+
 def check_segment(segment: PackedSegment, promised: int, format_: str, layer: int) -> None:
     """Raise if a packed segment holds more than the ``promised`` bits, those of its format's ladder.
 

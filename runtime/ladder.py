@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import msgspec
 import torch
@@ -87,21 +88,24 @@ class Ladder:
     def cost(self, plan: BitPlan) -> Tensor:
         """Bits that ``plan`` takes once packed, ``[B, H]`` int64, rounding to whole bytes included."""
         pinned = plan.pinned.sum(-1)
-        coded = plan.kept.sum(-1) - pinned
-        if plan.is_identity:
-            return torch.full_like(coded, self.full_cost)
-        if not bool(plan.kept.any()):
-            return torch.zeros_like(coded)
-        values = lookup(plan.value_bits, self.value_bits, self.value_cost).masked_fill(plan.pinned, 0).sum(-1)
         key = round_up(lookup(plan.key_bits, self.key_bits, self.key_cost).sum(-1), self.key_block)
         bits = plan.value_bits.masked_fill(plan.pinned, 0)
+        coded = (bits > 0).sum(-1)
+        values = lookup(bits, self.value_bits, self.value_cost).sum(-1)
         # A head that quantises nothing stores its tokens beside the pinned ones, without blocks and channels.
-        whole = (plan.key_bits == 16).all(-1) & ((bits == 0) | (bits == 16)).all(-1)
-        bits = bits.masked_fill(whole.unsqueeze(-1), 0)
-        overhead = lookup(plan.key_bits, self.key_bits, self.key_overhead).sum(-1) * (bits > 0).any(-1)
-        at_least = [(bits >= width).sum(-1) for width in self.coded_bits]
-        padding = self.padding(torch.stack([*at_least, (bits > 0).sum(-1)], -1), key)
-        return values + key * coded + padding + overhead + pinned * self.pinned_cost + self.head_cost
+        all_keys = (plan.key_bits == 16).all(-1)
+        whole = all_keys & ((bits == 0) | (bits == 16)).all(-1)
+        blocked = bits.masked_fill(whole.unsqueeze(-1), 0)
+        at_least = [(blocked >= width).sum(-1) for width in (*self.coded_bits, 1)]
+        overhead = lookup(plan.key_bits, self.key_bits, self.key_overhead).sum(-1) * (at_least[-1] > 0)
+        padding = self.padding(torch.stack(at_least, -1), key)
+        cost = values + key * coded + padding + overhead + pinned * self.pinned_cost + self.head_cost
+        # A layer that keeps nothing takes nothing, one that keeps all as it is no more than before. No `if`: the
+        # plan may still be on its way on the device.
+        tokens = bits.shape[-1]
+        identity = (all_keys & (((bits == 16) | plan.pinned).sum(-1) == tokens)).all()
+        cost = torch.where(identity, self.full_cost, cost)
+        return torch.where((coded + pinned > 0).any(), cost, 0)
 
     @property
     def coded_bits(self) -> tuple[int, ...]:
@@ -119,10 +123,11 @@ class Ladder:
                 ``coded_bits``, then all of them.
             key: ``[...]`` bits of a quantised key.
         """
-        widths = torch.tensor((0, *self.coded_bits), device=counts.device)
-        layer = (widths.diff() * self.head_dim).expand(*counts.shape[:-1], -1)
         free = round_up(counts, self.token_block) - counts  # empty places
-        return (free * torch.cat([layer, key.unsqueeze(-1)], -1)).sum(-1)
+        padding = free[..., -1] * key
+        for i, (width, below) in enumerate(zip(self.coded_bits, (0, *self.coded_bits), strict=False)):
+            padding = padding + free[..., i] * ((width - below) * self.head_dim)
+        return padding
 
 
 def round_up(count: Tensor, block: int) -> Tensor:
@@ -131,8 +136,14 @@ def round_up(count: Tensor, block: int) -> Tensor:
 
 
 def lookup(bits: Tensor, levels: tuple[int, ...], table: tuple[float, ...] | tuple[int, ...]) -> Tensor:
-    """``table`` at the level of each width in ``bits`` (uint8, any shape), int64 or float64."""
+    """``table`` at the level of each width in ``bits`` (uint8, any shape), int64 or float64; 0 at other widths."""
+    return _table(levels, table, bits.device)[bits.int()]
+
+
+@cache
+def _table(levels: tuple[int, ...], table: tuple[float, ...] | tuple[int, ...], device: torch.device) -> Tensor:
+    """``[256]``, by width. Made once: while it is sent to a GPU the GPU is waited for."""
     dtype = torch.int64 if all(isinstance(x, int) for x in table) else torch.float64
     full = torch.zeros(256, dtype=dtype)
     full[list(levels)] = torch.tensor(table, dtype=dtype)
-    return full.to(bits.device)[bits.long()]
+    return full.to(device)

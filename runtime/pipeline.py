@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .budget import head_bits
 from .calibration import load_calibration
-from .checks import blame, check_segment, defuse, examine_plan, examine_scores
+from .checks import blame, check_segment, defuse, defuse_plan, examine_plan, examine_scores
 from .config import CompressionConfig
 from .findings import Finding, settle
 from .interfaces import Allocator, CacheFormat, PackedSegment, Scorer
@@ -38,11 +39,42 @@ class Pending:
 
 @dataclass(frozen=True)
 class Planned:
-    """One layer's plan, the bits that it costs, and whether it keeps everything as it is."""
+    """One layer's plan, what is still to be read about it, and whether it keeps everything as it is.
+
+    Attributes:
+        verdict: of all layers that share a budget.
+        place: of this layer among them.
+    """
 
     plan: BitPlan
-    bits: int
+    verdict: Verdict
+    place: int
     whole: bool
+
+    @property
+    def bits(self) -> int:
+        """Bits that the plan costs; waits for the device, the first time for a budget."""
+        return self.verdict.bits[self.place]
+
+
+class Verdict:
+    """What the checks of scores and plans found, read from the device when it is first asked for.
+
+    Packing waits for the device anyway. Whoever asks after it does not make the device idle.
+    """
+
+    def __init__(self, findings: list[Finding]) -> None:
+        self._findings = findings
+
+    @cached_property
+    def bits(self) -> list[int]:
+        """Bits of each layer.
+
+        Raises:
+            PluginError: the scorer's or the allocator's result breaks its contract.
+        """
+        *_, (_, _, _, *bits) = settle(self._findings)
+        return [int(cost) for cost in bits]
 
 
 class Pipeline:
@@ -90,7 +122,8 @@ class Pipeline:
     def allocate(self, layers: list[Pending]) -> list[Planned]:
         """Plans of layers that share a budget: one layer, or all of the model for scope ``model``.
 
-        The device is asked once, about scores and plan together.
+        The device is not waited for but where the budget could hold a layer as it is: what is wrong with scores
+        or plan comes out in `pack`.
         """
         first = layers[0]
         _, heads, tokens, dim = first.keys.shape
@@ -102,18 +135,27 @@ class Pipeline:
         with blame(f"allocator {allocator!r}", name):
             plan = self.allocator.allocate(scores, ladder, budget)
         finding = examine_plan(plan, scores, ladder, budget, allocator, scope, name, len(layers))
-        *_, (_, _, _, *bits) = settle([*(layer.finding for layer in layers), finding])
+        plan = defuse_plan(plan, finding)
         fields = (torch.split(t, heads, 1) for t in (plan.value_bits, plan.key_bits, plan.pinned))
         plans = [BitPlan(*part) for part in zip(*fields, strict=True)]
-        roomy = budget.total >= heads * ladder.full_cost  # enough to keep one layer, so that it is worth asking
-        return [Planned(part, int(cost), roomy and part.is_identity) for part, cost in zip(plans, bits, strict=True)]
+        verdict = Verdict([*(layer.finding for layer in layers), finding])
+        # Where there is enough to keep one layer it is worth asking the device whether a plan does.
+        roomy = budget.total >= heads * ladder.full_cost and bool(verdict.bits)
+        return [Planned(part, verdict, i, roomy and part.is_identity) for i, part in enumerate(plans)]
 
     def pack(self, layer: Pending, planned: Planned) -> PackedSegment:
-        """Pack one layer."""
-        with blame(f"format {self.config.format!r}", f"layer {layer.layer}"):
-            segment = self.format.pack(layer.keys, layer.values, planned.plan)
+        """Pack one layer.
+
+        Raises:
+            PluginError: of the scorer or the allocator, if it is to blame, or else of the format.
+        """
+        try:
+            with blame(f"format {self.config.format!r}", f"layer {layer.layer}"):
+                segment = self.format.pack(layer.keys, layer.values, planned.plan)
+        finally:
+            bits = planned.bits
         if layer.keys.dtype != torch.float32:
-            check_segment(segment, planned.bits, self.config.format, layer.layer)
+            check_segment(segment, bits, self.config.format, layer.layer)
         return segment
 
 
