@@ -17,7 +17,7 @@ from .packed import CODED4, CODED8, CODED16, COLUMNS, PINNED, TOKENS, Packed
 PACKED_ZONE, PINNED_ZONE, TAIL_ZONE = range(3)
 
 WORD = 8  # tokens of a 16-bit word
-PINNED_CHUNK = 512  # pinned tokens of an item
+PINNED_CHUNKS = (128, 512)  # pinned tokens of an item, at least and at most
 TAIL_CHUNK = 256  # tail tokens of an item, at least
 TAIL_ITEMS = 32  # items of a row's tail, at most
 # What an item takes beside its tiles (folding the query, writing its part, a share of the merge), in tiles, and
@@ -90,11 +90,13 @@ def make_plan(packed: Packed, tail_capacity: int, tile: Tile, pinned: bool = Tru
     """
     counts = torch.tensor(packed.host_counts).reshape(-1, COLUMNS + 1)  # [R, 6] on the host
     device = packed.counts.device
+    slots = processors(device) * tile.resident  # programs at a time
     ends = tile_weights(counts, tile.words * WORD)  # [R, most tiles + 1]
-    each = weight_of_item(ends[:, -1], processors(device) * tile.resident)
-    zones = [_cut(ends, each)]
+    zones = [_cut(ends, weight_of_item(ends[:, -1], slots))]
     if pinned:
-        zones.append(_split(counts[:, PINNED], -(-counts[:, PINNED] // PINNED_CHUNK), PINNED_ZONE))
+        least, most = PINNED_CHUNKS
+        chunk = min(most, max(least, int(counts[:, PINNED].sum()) // slots))
+        zones.append(_split(counts[:, PINNED], -(-counts[:, PINNED] // chunk), PINNED_ZONE))
     if tail_capacity:
         tail = torch.full_like(counts[:, 0], tail_capacity)
         parts = min(TAIL_ITEMS, -(-tail_capacity // TAIL_CHUNK))

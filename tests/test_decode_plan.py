@@ -1,0 +1,91 @@
+"""Work items of decode attention: every tile and token of a row once, in order, evenly."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rdkv.kernels import decode_plan
+from rdkv.kernels.decode_plan import PACKED_ZONE, PINNED_ZONE, TAIL_ZONE, Tile, choose_tile, make_plan
+from rdkv.kernels.packed import Packed
+
+TILE = Tile(64, 128, 16, False, warps=4, registers=None, resident=2)
+SLOTS = TILE.words * 8
+
+
+class Counts:
+    """What a plan is made of, of a packed prompt."""
+
+    def __init__(self, counts: list[tuple[int, ...]], dim: int = 128) -> None:
+        self.host_counts, self.dim = tuple(counts), dim
+        self.counts = torch.zeros(len(counts), 8, dtype=torch.int32)
+
+
+def packed(counts: list[tuple[int, ...]], dim: int = 128) -> Packed:
+    return cast(Packed, Counts(counts, dim))
+
+
+def of_zone(items: Tensor, row: int, zone: int) -> list[tuple[int, int]]:
+    chosen = items[(items[:, 0] == row) & (items[:, 1] == zone)]
+    return [(int(begin), int(end)) for _, _, begin, end in chosen]
+
+
+rows = st.builds(
+    lambda n, shares, pinned: (n, *(int(n * s) for s in sorted(shares, reverse=True)), pinned, 64),
+    st.integers(0, 40_000),
+    st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    st.integers(0, 2_000),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(rows, min_size=1, max_size=12), st.sampled_from([0, 1, 256, 5_000]))
+def test_every_tile_and_token_once(counts: list[tuple[int, ...]], tail: int) -> None:
+    plan = make_plan(packed(counts), tail, TILE)
+    items = plan.items
+    assert torch.equal(items[:, 0], items[:, 0].sort().values)
+    bounds = plan.first_item.tolist()
+    assert bounds[0] == 0
+    assert bounds[-1] == len(items)
+    assert plan.most_items == max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+    for row, count in enumerate(counts):
+        assert bool((items[bounds[row] : bounds[row + 1], 0] == row).all())
+        for zone, size in ((PACKED_ZONE, -(-count[0] // SLOTS)), (PINNED_ZONE, count[4]), (TAIL_ZONE, tail)):
+            parts = of_zone(items, row, zone)
+            ends = [0, *(end for _, end in parts)]
+            assert ends[-1] == size
+            assert [begin for begin, _ in parts] == ends[:-1]
+            assert all(begin < end for begin, end in parts)
+
+
+def test_pinned_tokens_can_be_left_out() -> None:
+    items = make_plan(packed([(600, 0, 0, 0, 4, 64)]), 0, TILE, pinned=False).items
+    assert of_zone(items, 0, PINNED_ZONE) == []
+
+
+def test_tiles_of_more_planes_weigh_more() -> None:
+    """A row's first tiles, with 8-bit values, make shorter items than its last ones, with 2-bit values."""
+    parts = of_zone(make_plan(packed([(100 * SLOTS, 50 * SLOTS, 50 * SLOTS, 0, 0, 64)]), 0, TILE).items, 0, PACKED_ZONE)
+    lengths = [end - begin for begin, end in parts]
+    assert len(lengths) > 2
+    assert lengths[0] < lengths[-1]
+
+
+def test_the_last_wave_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_plan, "processors", lambda device: 10)  # 20 programs at a time
+    items = make_plan(packed([(40 * SLOTS, 0, 0, 0, 0, 64)] * 7), 0, TILE).items
+    assert len(items) % 20 >= 14 or len(items) % 20 == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [(0, (16, 16, False)), (16, (16, 16, False)), (144, (128, 16, False)), (256, (128, 128, False)), (272, (128, 128, True))],
+)
+def test_tiles_hold_the_columns_of_the_widest_head(columns: int, expected: tuple[Any, ...]) -> None:
+    tile = choose_tile(packed([(10, 0, 0, 0, 0, columns), (5, 0, 0, 0, 0, 0)]), 4)
+    assert (tile.columns, tile.more_columns, tile.many) == expected
