@@ -42,7 +42,7 @@ class MixedBitOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw
 
     channel_group: Annotated[
         int, msgspec.Meta(ge=1, le=256, description="key channels that share a width, by falling weight")
-    ] = 16
+    ] = 4
     distortion: Annotated[
         Literal["smollm2", "paper"],
         msgspec.Meta(
