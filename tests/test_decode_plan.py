@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
@@ -52,7 +53,7 @@ def test_every_tile_and_token_once(counts: list[tuple[int, ...]], tail: int) -> 
     bounds = plan.first_item.tolist()
     assert bounds[0] == 0
     assert bounds[-1] == len(items)
-    assert plan.most_items == max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+    assert plan.most_items == max(b - a for a, b in pairwise(bounds))
     for row, count in enumerate(counts):
         assert bool((items[bounds[row] : bounds[row + 1], 0] == row).all())
         for zone, size in ((PACKED_ZONE, -(-count[0] // SLOTS)), (PINNED_ZONE, count[4]), (TAIL_ZONE, tail)):
@@ -84,7 +85,13 @@ def test_the_last_wave_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("columns", "expected"),
-    [(0, (16, 16, False)), (16, (16, 16, False)), (144, (128, 16, False)), (256, (128, 128, False)), (272, (128, 128, True))],
+    [
+        (0, (16, 16, False)),
+        (16, (16, 16, False)),
+        (144, (128, 16, False)),
+        (256, (128, 128, False)),
+        (272, (128, 128, True)),
+    ],
 )
 def test_tiles_hold_the_columns_of_the_widest_head(columns: int, expected: tuple[Any, ...]) -> None:
     tile = choose_tile(packed([(10, 0, 0, 0, 0, columns), (5, 0, 0, 0, 0, 0)]), 4)
