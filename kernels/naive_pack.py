@@ -135,9 +135,10 @@ def _to_words(codes: Tensor, plane: int) -> Tensor:
 
 
 def _from_words(words: Tensor) -> Tensor:
-    """2-bit codes of words ``[W, X]`` int16, ``[8 * W, X]`` int32."""
-    shifts = torch.arange(0, 16, 2, dtype=torch.int32, device=words.device)
-    return (words.int().unsqueeze(1) >> shifts[:, None] & 3).flatten(0, 1)
+    """2-bit codes of words ``[W, X]`` int16, ``[8 * W, X]`` uint8."""
+    octets = words.contiguous().view(torch.uint8).unflatten(1, (-1, 2)).transpose(1, 2)  # [W, 2, X], low byte first
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=words.device)
+    return (octets.unsqueeze(2) >> shifts[:, None] & 3).flatten(0, 2)
 
 
 def key_widths(packed: Packed) -> Tensor:
@@ -179,7 +180,7 @@ def _key_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> Te
     column = packed.key_columns[starts[COLUMN_START] :][:width].int()
     column, bits = column[column >= 0], bits[: counts[TOKENS], column >= 0]
     codes = torch.zeros(counts[TOKENS], packed.dim, dtype=torch.int32, device=bits.device)
-    return codes.index_add_(1, column & 255, bits << 2 * (column >> 8))
+    return codes.index_add_(1, column & 255, bits.int() << 2 * (column >> 8))
 
 
 def _value_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> Tensor:
@@ -188,6 +189,6 @@ def _value_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> 
     codes = torch.zeros(counts[TOKENS], dim, dtype=torch.int32, device=packed.value_codes.device)
     for plane, slots in enumerate(value_planes(counts)):
         words = packed.value_codes[at:][: 2 * blocks(slots) * dim].reshape(-1, dim, 2).transpose(1, 2)
-        codes[:slots] += _from_words(words.reshape(-1, dim))[:slots] << 2 * plane
+        codes[:slots].add_(_from_words(words.reshape(-1, dim))[:slots], alpha=4**plane)
         at += words.numel()
     return codes
