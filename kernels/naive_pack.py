@@ -136,7 +136,7 @@ def _to_words(codes: Tensor, plane: int) -> Tensor:
 
 def _from_words(words: Tensor) -> Tensor:
     """2-bit codes of words ``[W, X]`` int16, ``[8 * W, X]`` uint8."""
-    octets = words.contiguous().view(torch.uint8).unflatten(1, (-1, 2)).transpose(1, 2)  # [W, 2, X], low byte first
+    octets = words.contiguous().view(torch.uint8).reshape(*words.shape, 2).transpose(1, 2)  # [W, 2, X], low byte first
     shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=words.device)
     return (octets.unsqueeze(2) >> shifts[:, None] & 3).flatten(0, 2)
 
