@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from . import naive, naive_decode, tail
+from . import naive_decode
 from .packed import Packed
 from .tail import Tail
 
@@ -53,14 +53,7 @@ class TorchBackend(Backend):
     name = "torch"
 
     def attend(self, query: Tensor, packed: Packed, scale: float, tail: Tail | None = None) -> tuple[Tensor, Tensor]:
-        return with_tail(*naive_decode.attend(query, packed, scale), query, scale, tail)
-
-
-def with_tail(output: Tensor, lse: Tensor, query: Tensor, scale: float, after: Tail | None) -> tuple[Tensor, Tensor]:
-    """Attention of ``query`` over a prompt, ``output`` and ``lse``, joined with that over the tail after it."""
-    if after is None:
-        return output, lse
-    return naive.merge_states(*tail.attention(query, after, scale), output, lse)
+        return naive_decode.attend(query, packed, scale, tail)
 
 
 def probe(device: torch.device) -> list[tuple[str, bool, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+import triton
 from torch import Tensor
 
 from . import naive
@@ -91,7 +92,7 @@ def _launch(
     batch, q_heads, length, dim = query.shape
     group, tile = q_heads // packed.heads, plan.tile
     rows, items = batch * packed.heads, plan.items.shape[0]
-    padded = max(16, 1 << (dim - 1).bit_length())
+    padded = max(16, triton.next_power_of_2(dim))
     parts = torch.empty(items, group * length, dim, dtype=torch.float32, device=query.device)
     part_lses = torch.empty(items, group * length, dtype=torch.float32, device=query.device)
     keys, values = (packed.pinned_keys, packed.pinned_values) if tail is None else (tail.keys, tail.values)
@@ -106,11 +107,11 @@ def _launch(
             packed.counts, packed.starts,
             keys, values, *strides, packed.counts if tail is None else tail.lengths,
             plan.items, parts, part_lses, scale * naive.LOG2_E,
-            H=packed.heads, G=group, Q=length, N=max(8, 1 << (group * length - 1).bit_length()), D=dim, DP=padded,
+            H=packed.heads, G=group, Q=length, N=max(8, triton.next_power_of_2(group * length)), D=dim, DP=padded,
             W=tile.words, CA=tile.columns, CB=tile.more_columns, MANY=tile.many, BT=16 * tile.warps, PDL=early,
             num_warps=tile.warps, num_stages=1, maxnreg=tile.registers, **options,
         )  # fmt: skip
-    together = min(64, max(4, 1 << (plan.most_items - 1).bit_length()))
+    together = min(64, max(4, triton.next_power_of_2(plan.most_items)))
     merge_kernel[(rows, group * length)](
         parts, part_lses, plan.first_item, out, lse, *out.stride()[:3], *lse.stride()[:3],
         H=packed.heads, G=group, Q=length, D=dim, DP=padded, BI=together, PDL=early, num_warps=4, **options,

@@ -72,11 +72,21 @@ def load_affine(affine, slot, coded, J: tl.constexpr):
 
 
 @triton.jit
+def scale_of(affine):
+    """Scale of a float16 pair, float32."""
+    return (affine & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def zero_of(affine):
+    """Zero point of a float16 pair, float32."""
+    return (affine >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
 def weigh(p, affine, factor, zeros):
     """Probabilities times the values' scales, float16, and ``zeros`` plus probabilities times zero points."""
-    scale = (affine & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    zero = (affine >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return (p * (scale * factor)[:, None]).to(tl.float16), zeros + p * zero[:, None]
+    return (p * (scale_of(affine) * factor)[:, None]).to(tl.float16), zeros + p * zero_of(affine)[:, None]
 
 
 @triton.jit
@@ -118,8 +128,7 @@ def fold_query(q_ptr, q_at, key_columns, key_affine, norm, ni, at, C, NQ: tl.con
     """Queries times the scale of each key column and the weight of its plane, ``[columns, N]`` float16."""
     column = tl.load(key_columns + at, mask=at < C, other=-1).to(tl.int32)
     channel = column & 255
-    scale = tl.load(key_affine + channel, mask=column >= 0, other=0)
-    scale = (scale & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    scale = scale_of(tl.load(key_affine + channel, mask=column >= 0, other=0))
     scale *= tl.exp2(2.0 * (column >> 8).to(tl.float32))
     q = tl.load(q_ptr + q_at[None, :] + channel[:, None], mask=(ni < NQ)[None, :] & (column >= 0)[:, None], other=0.0)
     return (q.to(tl.float32) * norm[None, :] * scale[:, None]).to(tl.float16)

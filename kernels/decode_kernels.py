@@ -29,6 +29,7 @@ from .decode_codes_kernels import (
     upper,
     value_words,
     weigh,
+    zero_of,
 )
 from .decode_plan import PACKED_ZONE, PINNED_ZONE
 from .packed import CODED4, CODED8, CODED16, COLUMNS, KEY_EXPONENT, TOKENS, VALUE_EXPONENT
@@ -63,8 +64,7 @@ def _packed_zone(
     wi, ni, di, d2 = tl.arange(0, W), tl.arange(0, N), tl.arange(0, DP), tl.arange(0, 2 * DP)
     q = load_query(q_ptr, ni, di, q_stride_h, q_stride_q, NQ, Q, D).to(tl.float32)  # [DP, N]
     top_q = tl.max(tl.abs(q), 0)  # [N]
-    affine = tl.load(key_affine + di, mask=di < D, other=0)
-    zero = (affine >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    zero = zero_of(tl.load(key_affine + di, mask=di < D, other=0))
     bias = tl.sum(q * zero[:, None], 0) * logit_scale  # [N]
     # Folded queries stay below 2^14, weighted probabilities too: float16 keeps its precision down to 2^-28 of that.
     fold = tl.where(top_q > 0, 16384.0 / top_q, 0.0)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import naive, naive_pack
 from .packed import Packed
-from .tail import Tail
+from .tail import Tail, with_tail
 
 
 def attend(query: Tensor, packed: Packed, scale: float, tail: Tail | None = None) -> tuple[Tensor, Tensor]:
@@ -16,8 +15,4 @@ def attend(query: Tensor, packed: Packed, scale: float, tail: Tail | None = None
     keys, values, held = naive_pack.unpack(packed)
     keys, values = keys.reshape(*view, packed.dim), values.reshape(*view, packed.dim)
     output, lse = naive.attention(query, keys, values, scale, held.reshape(view).unsqueeze(2))
-    if tail is None:
-        return output, lse
-    places = torch.arange(tail.keys.shape[2], device=query.device)
-    written = (places < tail.lengths[:, None])[:, None, None]  # [B, 1, 1, capacity]
-    return naive.merge_states(output, lse, *naive.attention(query, tail.keys, tail.values, scale, written))
+    return with_tail(output, lse, query, scale, tail)

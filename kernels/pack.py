@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
 from . import pack_measure_kernels as measuring
@@ -46,7 +47,7 @@ class _Input:
     def tile(self) -> dict[str, int]:
         """Compile-time sizes of every kernel that reads floats."""
         heads, dim = self.keys.shape[1], self.keys.shape[3]
-        return {"H": heads, "D": dim, "DP": max(16, 1 << (dim - 1).bit_length())}
+        return {"H": heads, "D": dim, "DP": max(16, triton.next_power_of_2(dim))}
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,13 @@ def attention(query: Tensor, tail: Tail, scale: float) -> tuple[Tensor, Tensor]:
     return naive.attention(query, tail.keys, tail.values, scale, visible)
 
 
+def with_tail(output: Tensor, lse: Tensor, query: Tensor, scale: float, tail: Tail | None) -> tuple[Tensor, Tensor]:
+    """Attention of ``query`` over a prompt, ``output`` and ``lse``, joined with that over the tail after it."""
+    if tail is None:
+        return output, lse
+    return naive.merge_states(*attention(query, tail, scale), output, lse)
+
+
 class TailBuffer:
     """Tokens of one layer in the order in which they come, all sequences alike; a full buffer is exchanged.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import triton
 from torch import Tensor
 
 from .naive import LOG2_E
@@ -34,10 +35,10 @@ class Tile:
     @classmethod
     def of(cls, rows: int, dim: int, dtype: torch.dtype) -> Tile:
         """The shape for ``rows`` queries of a KV head; float32 has no tensor cores and wants small tiles."""
-        small, width = dtype == torch.float32, max(16, _power(dim))
+        small, width = dtype == torch.float32, max(16, triton.next_power_of_2(dim))
         wide = width > 128
         return cls(
-            rows=min(32 if small else 128, max(16, _power(rows))),
+            rows=min(32 if small else 128, max(16, triton.next_power_of_2(rows))),
             tokens=32 if small else 64,
             dim=width,
             stages=2 if wide else 3,
@@ -88,7 +89,7 @@ def key_statistics(keys: Tensor) -> tuple[Tensor, Tensor]:
     """
     keys = _dense(keys)
     batch, heads, tokens, dim = keys.shape
-    width, every = max(16, _power(dim)), batch * heads
+    width, every = max(16, triton.next_power_of_2(dim)), batch * heads
     lanes = 32 if width <= 128 else 16  # tokens of a tile
     chunk, splits = _split(tokens, every, lanes)
     parts = torch.empty(every, splits, 2, dim, dtype=torch.float32, device=keys.device)
@@ -111,8 +112,3 @@ def _split(tokens: int, others: int, tile: int) -> tuple[int, int]:
 def _dense(tensor: Tensor) -> Tensor:
     """The tensor, copied only if its last dimension is strided."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _power(count: int) -> int:
-    """The least power of two that is at least ``count``."""
-    return 1 << (count - 1).bit_length()

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 import msgspec
 from torch import Tensor
 
-from ..kernels.backends import Backend, with_tail
-from ..kernels.tail import Tail
+from ..kernels.backends import Backend
+from ..kernels.tail import Tail, with_tail
 from .ladder import Distortion, Ladder
 from .observation import Observation
 from .plan import BitPlan, Budget, Scores

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..kernels import naive_window
+from ..kernels.available import triton_takes
 from ..kernels.naive_window import Moment
 
 
@@ -91,7 +91,7 @@ class Observation:
 
     def _kernels(self) -> ModuleType:
         """`kernels.window` where it can run, else its twin in plain PyTorch."""
-        if self.keys.is_cuda and find_spec("triton") is not None:
+        if triton_takes(self.keys):
             from ..kernels import window  # not above: it needs Triton
 
             if self.keys.dtype == self.queries.dtype in window.DTYPES:

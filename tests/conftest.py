@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from rdkv.kernels import backends
 from rdkv.runtime import cli
 from rdkv.runtime.home import home
 
@@ -67,6 +68,27 @@ TinyModel = Callable[..., Any]
 Arguments = Callable[..., list[str]]
 ErrorLine = Callable[..., str]
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a kernel does not write is NaN."""
+    empty: Callable[..., torch.Tensor] = torch.empty
+
+    def poisoned(*size: Any, **options: Any) -> torch.Tensor:
+        tensor = empty(*size, **options)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture
+def fresh_backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No backend failed and nothing was said of one so far in this process."""
+    monkeypatch.setattr(backends, "_failures", {})
+    backends.say.cache_clear()
+    yield
+    backends.say.cache_clear()
 
 
 @pytest.fixture(autouse=True)

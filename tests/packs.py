@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ def random_packed(
     pinned[0, 0] = False
     value_bits[-1, -1] = 0
     packed = naive_pack.pack(keys, values, value_bits, key_bits, pinned)
-    return type(packed)(**{name: _to(value, device) for name, value in vars(packed).items()})
+    return to_device(packed, device)
 
 
 def random_tail(packed: Packed, length: int = 5, capacity: int = 16, dtype: torch.dtype = torch.bfloat16) -> Tail:
@@ -47,5 +49,6 @@ def random_query(packed: Packed, group: int = 2, new: int = 1, dtype: torch.dtyp
     return torch.randn(packed.batch, packed.heads * group, new, packed.dim).to(packed.counts.device, dtype)
 
 
-def _to(value: object, device: str) -> object:
-    return value.to(device) if isinstance(value, Tensor) else value
+def to_device(packed: Packed, device: str = DEVICE) -> Packed:
+    """The same on another device."""
+    return replace(packed, **{k: v.to(device) for k, v in vars(packed).items() if isinstance(v, Tensor)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from packs import random_packed, random_query, random_tail
 from test_backends import assert_agrees
 from torch import Tensor
 
-from rdkv.kernels import backends, naive
+from rdkv.kernels import naive
 from rdkv.kernels.backends import ChosenBackend, TorchBackend
 from rdkv.kernels.tail import Tail
 
@@ -23,6 +22,7 @@ from rdkv.kernels import backend_flashinfer
 from rdkv.kernels.backend_flashinfer import FlashInferBackend
 
 LN2 = 0.6931471805599453
+pytestmark = pytest.mark.usefixtures("fresh_backends")
 
 
 class Wrapper:
@@ -71,14 +71,6 @@ def merge_state(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Ten
     assert lse.isfinite().all()  # FlashInfer divides by zero where neither has a token
     output = a * (lse_a - lse).exp2().unsqueeze(-1) + b * (lse_b - lse).exp2().unsqueeze(-1)
     return output.to(a.dtype), lse
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(backends, "_failures", {})
-    backends.say.cache_clear()
-    yield
-    backends.say.cache_clear()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import gc
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -22,15 +22,7 @@ from rdkv.kernels.tail import Tail
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 Warnings = Callable[[], list[str]]
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing failed and nothing was said so far in this process."""
-    monkeypatch.setattr(backends, "_failures", {})
-    backends.say.cache_clear()
-    yield
-    backends.say.cache_clear()
+pytestmark = pytest.mark.usefixtures("fresh_backends")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packs import DEVICE, to_device
 from torch import Tensor
 
 from rdkv.kernels import naive, naive_decode, naive_pack
@@ -20,26 +20,14 @@ pytest.importorskip("triton")
 from rdkv.kernels.decode import attend, plan
 from rdkv.kernels.decode_plan import Tile
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BOUND = 2e-3  # of the output, relative, over all queries; 2e-4 to 5e-4 are reached
 quick = settings(
     max_examples=60 if DEVICE == "cuda" else 8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+pytestmark = pytest.mark.usefixtures("poison")
 SMALL = Tile(16, 16, 16, True, warps=1, registers=None, resident=1)
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that a kernel does not write is NaN."""
-    empty: Callable[..., Tensor] = torch.empty
-
-    def poisoned(*size: Any, **options: Any) -> Tensor:
-        tensor = empty(*size, **options)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 @dataclass(frozen=True)
@@ -51,11 +39,6 @@ class Case:
     @property
     def scale(self) -> float:
         return float(self.packed.dim**-0.5)
-
-
-def to_device(packed: Packed) -> Packed:
-    moved = {k: v.to(DEVICE) for k, v in vars(packed).items() if isinstance(v, Tensor)}
-    return replace(packed, **moved)
 
 
 def make_case(

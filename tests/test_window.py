@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -29,19 +28,7 @@ quick = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 # The interpreter computes with NumPy, which says of NaN and infinities what no GPU does.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that a kernel does not write is NaN."""
-    empty: Callable[..., Tensor] = torch.empty
-
-    def poisoned(*size: Any, **options: Any) -> Tensor:
-        tensor = empty(*size, **options)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.usefixtures("poison")]
 
 
 def draw(
@@ -199,7 +186,6 @@ def test_chunks_keep_to_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not ON_GPU, reason="memory of a GPU")
-@pytest.mark.usefixtures("poison")
 def test_memory_beyond_inputs_and_outputs() -> None:
     queries, keys = draw(1, 8, 4, 32, 32_768, 128, torch.bfloat16)
     torch.cuda.synchronize()

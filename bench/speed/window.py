@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from bench.machine import describe
 from rdkv.kernels import naive_window, window
 from rdkv.plugins.rdkv.scorer import AttentionDistortion
 from rdkv.runtime.checks import defuse, examine_scores
 from rdkv.runtime.observation import Observation
+
+from . import timing
 
 
 def milliseconds(run: Callable[[], Any], times: int = 20) -> float:
@@ -38,13 +39,6 @@ def milliseconds(run: Callable[[], Any], times: int = 20) -> float:
         spans.append((begin, end))
     torch.cuda.synchronize()
     return median(begin.elapsed_time(end) for begin, end in spans[3:])
-
-
-def bandwidth() -> float:
-    """Bytes a millisecond of a copy on the device, read and written."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / milliseconds(lambda: target.copy_(source))
 
 
 def launches(run: Callable[[], Any]) -> int:
@@ -103,7 +97,7 @@ def main() -> None:
     for name, value in (("batch", 1), ("heads", 8), ("groups", 4), ("dim", 128), ("window", 32)):
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
-    speed, machine = bandwidth(), describe()
+    (speed, way), machine = timing.copy_bandwidth(), timing.machine()
     for tokens in arguments.tokens:
         observation = observe(arguments.batch, tokens, arguments.heads, arguments.groups, arguments.dim)
         for name, (run, reads) in cases(observation, arguments.window).items():
@@ -111,10 +105,11 @@ def main() -> None:
                 "tokens": tokens,
                 "what": name,
                 "ms": round(milliseconds(run), 4),
-                "floor_ms": round(reads * observation.keys.nbytes / speed, 4),
+                "floor_ms": round(1000 * reads * observation.keys.nbytes / speed, 4),
                 "launches": launches(run),
                 "extra_mib": round(extra_memory(run), 1),
-                "copy_bytes_per_s": round(speed * 1000),
+                "copy_bytes_per_s": round(speed),
+                "copy_by": way,
             }
             print(json.dumps(record | machine), flush=True)
 

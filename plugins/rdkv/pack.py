@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from torch import Tensor
 
 from ...kernels import naive_pack
+from ...kernels.available import triton_takes
 from ...kernels.packed import PINNED, TOKENS, NotFiniteError, Packed
 from ...runtime.errors import PluginError
 from ...runtime.interfaces import PackedSegment
@@ -33,9 +32,8 @@ def pack(keys: Tensor, values: Tensor, plan: BitPlan, keep_positions: bool) -> P
 
 
 def _pack(keys: Tensor, values: Tensor, plan: BitPlan) -> Packed:
-    on_gpu = keys.is_cuda and find_spec("triton") is not None
     try:
-        if not on_gpu:
+        if not triton_takes(keys):
             return naive_pack.pack(keys, values, plan.value_bits, plan.key_bits, plan.pinned)
         from ...kernels import pack  # not above: it needs Triton
 
