@@ -14,6 +14,8 @@ from .packed import (
     COLUMN_START,
     COLUMNS,
     KEY_START,
+    NIBBLES,
+    PAIR_SHIFTS,
     PINNED,
     PINNED_START,
     TOKENS,
@@ -23,11 +25,13 @@ from .packed import (
     Packed,
     blocks,
     join,
+    key_places,
     value_planes,
 )
 
 VALUE_ORDER = (16, 8, 4, 2)  # widths of values in order of slots
-PLANES = (2, 4, 8, 8, 16, 16, 16, 16)  # the least width that has each plane
+NIBBLE_WIDTHS = (4, 8, 16, 16)  # the least width that has each digit of 4 bits
+SHIFTS = {2: PAIR_SHIFTS, 4: (0, 4, 8, 12)}  # where digits of as many bits stand in a word
 
 
 def pack(keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Packed:
@@ -57,9 +61,9 @@ def _pack_row(keys: Tensor, values: Tensor, bits: Tensor, key_bits: Tensor, pinn
     apart = pinned | coded if raw else pinned
     slots = torch.cat([((bits == width) & ~apart).nonzero()[:, 0] for width in VALUE_ORDER])  # [n]
     counts = [int(((bits >= width) & ~apart).sum()) for width in (2, 4, 8, 16)]
-    key_codes, columns, key_affine, key_peak = _pack_keys(keys[slots].float(), key_bits)
+    key_codes, columns, nibbles, key_affine, key_peak = _pack_keys(keys[slots].float(), key_bits)
     value_codes, value_affine, value_peak = _pack_values(values[slots].float(), bits[slots])
-    counts += [int(apart.sum()), len(columns)]
+    counts += [int(apart.sum()), len(columns) + nibbles, nibbles]
     return Packed(
         batch=1,
         heads=1,
@@ -78,38 +82,51 @@ def _pack_row(keys: Tensor, values: Tensor, bits: Tensor, key_bits: Tensor, pinn
     )
 
 
-def _pack_keys(keys: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Words, columns and affine of keys ``[n, D]`` with channels of ``width`` ``[D]``, and the largest scale."""
+def _pack_keys(keys: Tensor, width: Tensor) -> tuple[Tensor, Tensor, int, Tensor, float]:
+    """Words, columns, nibbles and affine of keys ``[n, D]`` of ``width`` ``[D]``, and the largest scale of a digit."""
     if keys.shape[0] == 0:
         nothing = torch.zeros(0, dtype=torch.int16, device=keys.device)
-        return nothing, nothing, torch.zeros(len(width), 2, dtype=torch.float16, device=keys.device), 0.0
+        return nothing, nothing, 0, torch.zeros(len(width), 2, dtype=torch.float16, device=keys.device), 0.0
     scale, zero = naive.affine_parameters(keys.amin(0), keys.amax(0), width.clamp(min=1))
     mean = keys.double().mean(0).float().half()
     scale, zero = torch.where(width > 0, scale, 0.0), torch.where(width > 0, zero, mean)
     affine = _finite(torch.stack([scale, zero], 1), "keys")
     codes = naive.quantize(keys, scale, zero, width)
-    words, columns = [], []
-    for plane, least in enumerate(PLANES):
-        channels = (width >= least).nonzero()[:, 0]
-        words.append(_to_words(codes[:, channels], plane))
-        columns.append(channels | plane << 8)
-    padding = -sum(map(len, columns)) % BLOCK
-    key_codes = torch.nn.functional.pad(torch.cat(words, 1), (0, padding))  # [2 * blocks(n), C]
-    key_columns = torch.nn.functional.pad(torch.cat(columns), (0, padding), value=-1)
+    nibbles, pairs = key_columns(width)
+    words = [_to_words(_digits(codes, nibbles, 4), 4), _to_words(_digits(codes, pairs, 2), 2)]
+    key_codes = torch.cat([part.reshape(2 * blocks(len(keys)), -1) for part in words], 1)  # [2 * blocks(n), C]
     peak = scale.float() * 4.0 ** (width.float() / 2 - 1).clamp(min=0)
-    return key_codes.flatten(), key_columns.short(), affine, float(peak.max())
+    return key_codes.flatten(), torch.cat([nibbles, pairs]), len(nibbles), affine, float(peak.max())
+
+
+def key_columns(width: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries of `Packed.key_columns` for channels of ``width`` ``[D]``: of nibbles, and of 2-bit digits."""
+    digits = [(width >= least).nonzero()[:, 0] | 2 * k << 8 for k, least in enumerate(NIBBLE_WIDTHS)]
+    nibbles = torch.cat(digits)
+    full = len(nibbles) // BLOCK * BLOCK
+    halves = torch.stack([nibbles[full:], nibbles[full:] + (1 << 8)], 1).flatten()
+    pairs = torch.cat([(width == 2).nonzero()[:, 0], halves])
+    return nibbles[:full].short(), torch.nn.functional.pad(pairs, (0, -len(pairs) % BLOCK), value=-1).short()
+
+
+def _digits(codes: Tensor, columns: Tensor, bits: int) -> Tensor:
+    """Digits of ``bits`` bits at each of ``columns`` of the codes ``[n, D]`` int32, 0 where it is -1."""
+    column = columns.int().clamp(min=0)
+    return (codes[:, column & 255] >> 2 * (column >> 8) & (1 << bits) - 1) * (columns >= 0)
 
 
 def _pack_values(values: Tensor, width: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Words and affine of values ``[n, D]`` of ``width`` ``[n]``, falling, and the largest scale."""
+    """Words and affine of values ``[n, D]`` of ``width`` ``[n]``, falling, and the largest scale of a digit."""
     bits = width.unsqueeze(1)  # [n, 1]
     scale, zero = naive.affine_parameters(values.amin(1, keepdim=True), values.amax(1, keepdim=True), bits)
     affine = _finite(torch.cat([scale, zero], 1), "values")
     codes = naive.quantize(values, scale, zero, bits)
     planes = []
-    for plane, least in enumerate(PLANES):
-        words = _to_words(codes[: int((width >= least).sum())], plane)
-        planes.append(words.reshape(-1, 2, values.shape[1]).transpose(1, 2).flatten())  # [blocks, D, 2]
+    for plane in value_planes([int((width >= least).sum()) for least in (2, 4, 8, 16)]):
+        part = codes[plane.first * BLOCK : plane.end * BLOCK]
+        words = _to_words(part >> plane.shift & (1 << plane.bits) - 1, plane.bits)
+        words = words.reshape(-1, 2, plane.bits // 2, values.shape[1])  # block, octet, word, channel
+        planes.append(words.permute(0, 2, 3, 1).flatten())
     peak = scale.float() * 4.0 ** (bits.float() / 2 - 1)
     return torch.cat(planes), affine, float(peak.max()) if len(width) else 0.0
 
@@ -126,19 +143,19 @@ def exponent(peak: float) -> int:
     return power - 1 if mantissa == 0.5 else power
 
 
-def _to_words(codes: Tensor, plane: int) -> Tensor:
-    """Words of one plane, ``[2 * blocks(m), X]`` int16, of codes ``[m, X]`` int32."""
-    count, columns = codes.shape
-    bits = torch.nn.functional.pad(codes >> 2 * plane & 3, (0, 0, 0, -count % BLOCK))
-    shifts = torch.arange(0, 16, 2, dtype=torch.int32, device=codes.device)
-    return (bits.reshape(2 * blocks(count), 8, columns) << shifts[:, None]).sum(1, dtype=torch.int32).short()
+def _to_words(digits: Tensor, bits: int) -> Tensor:
+    """Words, ``[blocks(m) * bits, X]`` int16, of digits of ``bits`` bits ``[m, X]`` int32."""
+    count, columns = digits.shape
+    digits = torch.nn.functional.pad(digits, (0, 0, 0, -count % BLOCK))
+    shifts = torch.tensor(SHIFTS[bits], dtype=torch.int32, device=digits.device)
+    words = digits.reshape(blocks(count) * bits, 16 // bits, columns) << shifts[:, None]
+    return words.sum(1, dtype=torch.int32).short()
 
 
-def _from_words(words: Tensor) -> Tensor:
-    """2-bit codes of words ``[W, X]`` int16, ``[8 * W, X]`` uint8."""
-    octets = words.contiguous().view(torch.uint8).reshape(*words.shape, 2).transpose(1, 2)  # [W, 2, X], low byte first
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=words.device)
-    return (octets.unsqueeze(2) >> shifts[:, None] & 3).flatten(0, 2)
+def _from_words(words: Tensor, bits: int) -> Tensor:
+    """Digits of ``bits`` bits of words ``[W, X]`` int16, ``[W * 16 / bits, X]`` int16."""
+    shifts = torch.tensor(SHIFTS[bits], dtype=torch.int16, device=words.device)
+    return (words.unsqueeze(1) >> shifts[:, None] & (1 << bits) - 1).flatten(0, 1)
 
 
 def key_widths(packed: Packed) -> Tensor:
@@ -146,9 +163,11 @@ def key_widths(packed: Packed) -> Tensor:
     device = packed.key_columns.device
     widths = torch.zeros(packed.batch * packed.heads, packed.dim, dtype=torch.uint8, device=device)
     for row, (counts, starts) in enumerate(zip(packed.host_counts, packed.starts.tolist(), strict=True)):
-        column = packed.key_columns[starts[COLUMN_START] :][: counts[COLUMNS]].int()
-        column = column[column >= 0] & 255
-        widths[row].index_add_(0, column, torch.full_like(column, 2, dtype=torch.uint8))
+        columns = packed.key_columns[starts[COLUMN_START] :][: key_places(counts)].int()
+        bits = torch.full_like(columns, 2, dtype=torch.uint8)
+        bits[: counts[NIBBLES]] = 4
+        real = columns >= 0
+        widths[row].index_add_(0, columns[real] & 255, bits[real])
         if counts[TOKENS] == 0 and packed.raw[row]:
             widths[row] = 16
     return widths
@@ -175,20 +194,23 @@ def unpack(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
 
 def _key_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> Tensor:
     """Key codes of one row's coded tokens, ``[n, D]`` int32."""
-    words, width = 2 * blocks(counts[TOKENS]), counts[COLUMNS]
-    bits = _from_words(packed.key_codes[starts[KEY_START] :][: words * width].reshape(words, width))
-    column = packed.key_columns[starts[COLUMN_START] :][:width].int()
-    column, bits = column[column >= 0], bits[: counts[TOKENS], column >= 0]
-    codes = torch.zeros(counts[TOKENS], packed.dim, dtype=torch.int32, device=bits.device)
-    return codes.index_add_(1, column & 255, bits.int() << 2 * (column >> 8))
+    octets, width, nibbles = 2 * blocks(counts[TOKENS]), counts[COLUMNS], counts[NIBBLES]
+    words = packed.key_codes[starts[KEY_START] :][: octets * width].reshape(octets, width)
+    columns = packed.key_columns[starts[COLUMN_START] :][: key_places(counts)].int()
+    low = _from_words(words[:, : 2 * nibbles].reshape(2 * octets, nibbles), 4)
+    digits = torch.cat([low, _from_words(words[:, 2 * nibbles :], 2)], 1)[: counts[TOKENS]]
+    digits, columns = digits[:, columns >= 0], columns[columns >= 0]
+    codes = torch.zeros(counts[TOKENS], packed.dim, dtype=torch.int32, device=words.device)
+    return codes.index_add_(1, columns & 255, digits.int() << 2 * (columns >> 8))
 
 
 def _value_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> Tensor:
     """Codes of one row's values, ``[n, D]`` int32."""
     at, dim = starts[VALUE_START], packed.dim
-    codes = torch.zeros(counts[TOKENS], dim, dtype=torch.int32, device=packed.value_codes.device)
-    for plane, slots in enumerate(value_planes(counts)):
-        words = packed.value_codes[at:][: 2 * blocks(slots) * dim].reshape(-1, dim, 2).transpose(1, 2)
-        codes[:slots].add_(_from_words(words.reshape(-1, dim))[:slots], alpha=4**plane)
+    codes = torch.zeros(blocks(counts[TOKENS]) * BLOCK, dim, dtype=torch.int32, device=packed.value_codes.device)
+    for plane in value_planes(counts):
+        words = packed.value_codes[at:][: plane.words(dim)].reshape(-1, plane.bits // 2, dim, 2)
+        digits = _from_words(words.permute(0, 3, 1, 2).reshape(-1, dim), plane.bits)
+        codes[plane.first * BLOCK : plane.end * BLOCK].add_(digits, alpha=1 << plane.shift)
         at += words.numel()
-    return codes
+    return codes[: counts[TOKENS]]
