@@ -93,7 +93,7 @@ def _pack_keys(keys: Tensor, width: Tensor) -> tuple[Tensor, Tensor, int, Tensor
     affine = _finite(torch.stack([scale, zero], 1), "keys")
     codes = naive.quantize(keys, scale, zero, width)
     nibbles, pairs = key_columns(width)
-    words = [_to_words(_digits(codes, nibbles, 4), 4), _to_words(_digits(codes, pairs, 2), 2)]
+    words = [to_words(_digits(codes, nibbles, 4), 4), to_words(_digits(codes, pairs, 2), 2)]
     key_codes = torch.cat([part.reshape(2 * blocks(len(keys)), -1) for part in words], 1)  # [2 * blocks(n), C]
     peak = scale.float() * 4.0 ** (width.float() / 2 - 1).clamp(min=0)
     return key_codes.flatten(), torch.cat([nibbles, pairs]), len(nibbles), affine, float(peak.max())
@@ -124,7 +124,7 @@ def _pack_values(values: Tensor, width: Tensor) -> tuple[Tensor, Tensor, float]:
     planes = []
     for plane in value_planes([int((width >= least).sum()) for least in (2, 4, 8, 16)]):
         part = codes[plane.first * BLOCK : plane.end * BLOCK]
-        words = _to_words(part >> plane.shift & (1 << plane.bits) - 1, plane.bits)
+        words = to_words(part >> plane.shift & (1 << plane.bits) - 1, plane.bits)
         words = words.reshape(-1, 2, plane.bits // 2, values.shape[1])  # block, octet, word, channel
         planes.append(words.permute(0, 2, 3, 1).flatten())
     peak = scale.float() * 4.0 ** (bits.float() / 2 - 1)
@@ -143,7 +143,7 @@ def exponent(peak: float) -> int:
     return power - 1 if mantissa == 0.5 else power
 
 
-def _to_words(digits: Tensor, bits: int) -> Tensor:
+def to_words(digits: Tensor, bits: int) -> Tensor:
     """Words, ``[blocks(m) * bits, X]`` int16, of digits of ``bits`` bits ``[m, X]`` int32."""
     count, columns = digits.shape
     digits = torch.nn.functional.pad(digits, (0, 0, 0, -count % BLOCK))
