@@ -187,7 +187,7 @@ def test_joined_parts_unpack_as_they_did_apart(order: list[int]) -> None:
         parts.append(naive_pack.pack(*make_case(value_bits, key_bits, pinned, seed=seed).arguments()))
     joined = join(parts, order)
     assert (joined.batch, joined.heads, joined.dim) == (3, 2, 33)
-    assert [tuple(row[:6]) for row in joined.counts.tolist()] == list(joined.host_counts)
+    assert [tuple(row[:7]) for row in joined.counts.tolist()] == list(joined.host_counts)
     keys, values, held = naive_pack.unpack(joined)
     alone = [(part, b) for part in parts for b in range(part.batch)]
     for i, (part, b) in enumerate(alone[j] for j in order):
