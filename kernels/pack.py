@@ -96,7 +96,7 @@ def _measure(given: _Input) -> _Tables:
         token=new(rows, tokens),
         affine=new(rows, tokens, 2, dtype=torch.float16),
         key_affine=new(rows, dim, 2, dtype=torch.float16),
-        place=new(rows, 8, tile["DP"]),
+        place=new(rows, 4, tile["DP"]),
     )
     tally = new(rows, spans, measuring.KINDS)
     measuring.tally_kernel[spans, rows](given.value_bits, given.pinned, tally, tokens, SPAN=SPAN)

@@ -206,10 +206,10 @@ def tables_kernel(
     key_bits, report, peak, low, high, total, key_affine, place, chunks,
     D: tl.constexpr, DP: tl.constexpr, BC: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One row: the rest of its ``report``, ``key_affine`` ``[R, D, 2]`` and ``place`` ``[R, 2, 4, DP]``.
+    """One row: the rest of its ``report``, ``key_affine`` ``[R, D, 2]`` and ``place`` ``[R, 4, DP]``.
 
-    The places of each of the four digits of 4 bits of each channel: its number among the nibbles, or else that of its
-    lower half among the digits of 2 bits, where its upper half comes next; -1 where there is none.
+    The place of each of the four digits of 4 bits of each channel: its number among the nibbles, or else ``-2 - i`` if
+    its lower half is the ``i``-th of the digits of 2 bits, where its upper half comes next; -1 where there is none.
     """
     row = tl.program_id(0)
     report += row * _REPORT
@@ -235,15 +235,15 @@ def tables_kernel(
     pair = (used & (width == 2)).to(tl.int32)
     pairs, digits = tl.sum(pair, 0), tl.sum(tl.where(used, width // 4, 0), 0)
     nibbles, before = digits // 16 * 16, 0
-    place += row * 8 * DP + di
+    place += row * 4 * DP + di
     for k in tl.static_range(4):
         has = (used & (width >= (4 if k == 0 else 8 if k == 1 else 16))).to(tl.int32)
         digit = before + tl.cumsum(has, 0) - 1
-        half = tl.where((has > 0) & (digit >= nibbles), pairs + 2 * (digit - nibbles), -1)
+        at = tl.where(digit < nibbles, digit, -2 - pairs - 2 * (digit - nibbles))
+        at = tl.where(has > 0, at, -1)
         if k == 0:
-            half = tl.where(pair > 0, tl.cumsum(pair, 0) - 1, half)
-        tl.store(place + k * DP, tl.where((has > 0) & (digit < nibbles), digit, -1))
-        tl.store(place + (4 + k) * DP, half)
+            at = tl.where(pair > 0, -1 - tl.cumsum(pair, 0), at)
+        tl.store(place + k * DP, at)
         before += tl.sum(has, 0)
     tl.store(report + _C, (pairs + 2 * digits + 15) // 16 * 16)
     tl.store(report + _A, nibbles)

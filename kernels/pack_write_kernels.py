@@ -58,7 +58,7 @@ def keys_kernel(
     columns, nibbles = tl.load(counts + row * _COUNTS + _C), tl.load(counts + row * _COUNTS + _A)
     keys += (row // H).to(tl.int64) * stride_b + (row % H).to(tl.int64) * stride_h
     token += row.to(tl.int64) * T
-    place += row * 8 * DP
+    place += row * 4 * DP
     di, wi = tl.arange(0, DP), block * W + tl.arange(0, W)
     width = tl.load(key_bits + row * D + di, mask=di < D, other=0).to(tl.int32)
     scale = tl.load(key_affine + (row * D + di) * 2, mask=di < D, other=0.0)[None, :]
@@ -79,8 +79,8 @@ def keys_kernel(
             else:
                 b0 |= (code & 15) << (4 * j - 16)
                 b1 |= (code >> 4 & 15) << (4 * j - 16)
-        _store_keys(out, nibbles, place + half * 2 * DP + di, a0, b0, stored, halved, DP)
-        _store_keys(out, nibbles, place + (half * 2 + 1) * DP + di, a1, b1, stored, halved, DP)
+        _store_keys(out, nibbles, place + half * 2 * DP + di, a0, b0, stored, halved)
+        _store_keys(out, nibbles, place + (half * 2 + 1) * DP + di, a1, b1, stored, halved)
     padding = columns - 16 + tl.arange(0, 16)
     is_padding = (padding >= tl.sum(width, 0) // 2) & (padding >= 0)
     nothing = tl.zeros([W, 16], tl.int16)
@@ -89,25 +89,22 @@ def keys_kernel(
         key_columns += tl.load(starts + row * _STARTS + _COLUMN)
         for k in tl.static_range(4):
             at = tl.load(place + k * DP + di)
+            pair = nibbles - 2 - at
             tl.store(key_columns + at, (di | 2 * k << 8).to(tl.int16), mask=at >= 0)
-            at = tl.load(place + (4 + k) * DP + di)
-            tl.store(key_columns + nibbles + at, (di | 2 * k << 8).to(tl.int16), mask=at >= 0)
-            upper = (at >= 0) & halved
-            tl.store(key_columns + nibbles + at + 1, (di | 2 * k + 1 << 8).to(tl.int16), mask=upper)
+            tl.store(key_columns + pair, (di | 2 * k << 8).to(tl.int16), mask=at < -1)
+            tl.store(key_columns + pair + 1, (di | 2 * k + 1 << 8).to(tl.int16), mask=(at < -1) & halved)
         tl.store(key_columns + padding - nibbles, tl.full([16], -1, tl.int16), mask=is_padding)
 
 
 @triton.jit
-def _store_keys(out, nibbles, place, first, second, stored, halved, DP: tl.constexpr):
+def _store_keys(out, nibbles, place, first, second, stored, halved):
     """One digit of 4 bits of each channel as a nibble, or as two digits of 2 bits, but only one if not ``halved``."""
-    at = tl.load(place)[None, :]
-    held = stored[:, None] & (at >= 0)
-    tl.store(out + at, first.to(tl.int16), mask=held)
-    tl.store(out + nibbles + at, second.to(tl.int16), mask=held)
-    at = tl.load(place + 4 * DP)[None, :]
-    held, out = stored[:, None] & (at >= 0), out + 2 * nibbles
-    tl.store(out + at, _pairs(first, second).to(tl.int16), mask=held)
-    tl.store(out + at + 1, _pairs(first >> 2, second >> 2).to(tl.int16), mask=held & halved[None, :])
+    at, stored = tl.load(place)[None, :], stored[:, None]
+    tl.store(out + at, first.to(tl.int16), mask=stored & (at >= 0))
+    tl.store(out + nibbles + at, second.to(tl.int16), mask=stored & (at >= 0))
+    out += 2 * nibbles - 2 - at
+    tl.store(out, _pairs(first, second).to(tl.int16), mask=stored & (at < -1))
+    tl.store(out + 1, _pairs(first >> 2, second >> 2).to(tl.int16), mask=stored & (at < -1) & halved[None, :])
 
 
 @triton.jit
