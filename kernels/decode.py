@@ -108,7 +108,8 @@ def _launch(
             keys, values, *strides, packed.counts if tail is None else tail.lengths,
             plan.items, parts, part_lses, scale * naive.LOG2_E,
             H=packed.heads, G=group, Q=length, N=max(8, triton.next_power_of_2(group * length)), D=dim, DP=padded,
-            W=tile.words, CA=tile.columns, CB=tile.more_columns, MANY=tile.many, BT=16 * tile.warps, PDL=early,
+            W=tile.octets, NA=tile.nibbles, NB=tile.more_nibbles, NS=tile.pairs, MANY=tile.many,
+            AHEAD=tile.ahead, BT=16 * tile.warps, PDL=early,
             num_warps=tile.warps, num_stages=1, maxnreg=tile.registers, **options,
         )  # fmt: skip
     together = min(64, max(4, triton.next_power_of_2(plan.most_items)))

@@ -27,7 +27,7 @@ quick = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 pytestmark = pytest.mark.usefixtures("poison")
-SMALL = Tile(16, 16, 16, True, warps=1, registers=None, resident=1)
+SMALL = Tile(16, 16, 16, 16, True, warps=1, registers=None, resident=1)
 
 
 @dataclass(frozen=True)
