@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -152,12 +154,6 @@ def to_words(digits: Tensor, bits: int) -> Tensor:
     return words.sum(1, dtype=torch.int32).short()
 
 
-def _from_words(words: Tensor, bits: int) -> Tensor:
-    """Digits of ``bits`` bits of words ``[W, X]`` int16, ``[W * 16 / bits, X]`` int16."""
-    shifts = torch.tensor(SHIFTS[bits], dtype=torch.int16, device=words.device)
-    return (words.unsqueeze(1) >> shifts[:, None] & (1 << bits) - 1).flatten(0, 1)
-
-
 def key_widths(packed: Packed) -> Tensor:
     """Width of each key channel, ``[R, D]`` uint8; rows that hold no token, or pinned ones alone: 0."""
     device = packed.key_columns.device
@@ -179,38 +175,89 @@ def unpack(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
     Pinned tokens come first, then the coded ones; ``N`` is the most of any row. Slots beyond are 0.
     """
     rows, device = packed.batch * packed.heads, packed.counts.device
-    keys, values = torch.zeros(2, rows, packed.slots, packed.dim, device=device)
+    keys, values = torch.empty(2, rows, packed.slots, packed.dim, device=device)
     for row, (counts, starts) in enumerate(zip(packed.host_counts, packed.starts.tolist(), strict=True)):
-        tokens, pinned = counts[TOKENS], slice(starts[PINNED_START], starts[PINNED_START] + counts[PINNED])
-        coded = slice(counts[PINNED], counts[PINNED] + tokens)
-        keys[row, : counts[PINNED]] = packed.pinned_keys[pinned].float()
-        values[row, : counts[PINNED]] = packed.pinned_values[pinned].float()
-        keys[row, coded] = naive.dequantize(_key_codes(packed, counts, starts), *packed.key_affine[row].unbind(1))
-        affine = packed.value_affine[starts[VALUE_AFFINE_START] :][:tokens].unsqueeze(2)
-        values[row, coded] = naive.dequantize(_value_codes(packed, counts, starts), *affine.unbind(1))
+        tokens, pins = counts[TOKENS], counts[PINNED]
+        pinned = slice(starts[PINNED_START], starts[PINNED_START] + pins)
+        keys[row, :pins], values[row, :pins] = packed.pinned_keys[pinned], packed.pinned_values[pinned]
+        keys[row, pins + tokens :], values[row, pins + tokens :] = 0.0, 0.0
+        if tokens:
+            coded = slice(pins, pins + tokens)
+            scale, zero = packed.key_affine[row].float().unbind(1)
+            _restore(_key_codes(packed, counts, starts), scale, zero, keys[row, coded])
+            scale, zero = packed.value_affine[starts[VALUE_AFFINE_START] :][:tokens].float().unbind(1)
+            scale = torch.nn.functional.pad(scale, (0, -tokens % BLOCK)).view(-1, 4, 1)
+            _restore(_value_codes(packed, counts, starts), scale, zero.unsqueeze(1), values[row, coded])
     held = torch.tensor([c[TOKENS] + c[PINNED] for c in packed.host_counts], device=device)[:, None]
     return keys, values, torch.arange(packed.slots, device=device) < held
 
 
+def _restore(codes: Tensor, scale: Tensor, zero: Tensor, out: Tensor) -> None:
+    """``zero + scale * code`` of the first of `_raised` codes ``[m, 4, D]``, to ``out`` ``[n, D]``.
+
+    Args:
+        scale: ``[D]``, or ``[m, 4, 1]`` of each code.
+        zero: ``[D]``, or ``[n, 1]``.
+    """
+    product = codes * (scale / _lanes(codes.device))
+    torch.add(product.flatten(0, 1)[: len(out)], zero, out=out)
+
+
+@cache
+def _lanes(device: torch.device) -> Tensor:
+    """Weights of the four nibbles of a word, ``[4, 1]``."""
+    return torch.tensor([[1], [16], [256], [4096]], dtype=torch.int32, device=device)
+
+
+def _raised(nibbles: Sequence[Tensor]) -> Tensor:
+    """Codes times ``16 ** j``, ``[m, 4, D]`` int32, each by its place ``j`` in a word: no shift for each of them.
+
+    Args:
+        nibbles: words of each nibble of the codes, the lowest first: ``[m, D]`` int32, or as many as have it.
+    """
+    masks = 15 * _lanes(nibbles[0].device)
+    codes = nibbles[0].unsqueeze(1) & masks
+    for k, words in enumerate(nibbles[1:], 1):
+        codes[: len(words)].add_(words.unsqueeze(1) & masks, alpha=16**k)
+    return codes
+
+
+def _as_nibbles(pairs: Tensor) -> Tensor:
+    """Words of 2-bit digits ``[m, X]`` as words of nibbles ``[m, 2, X]``."""
+    octets = torch.stack([pairs, pairs >> 8], 1)
+    return octets & 0x33 | (octets & 0xCC) << 6  # in the order of `PAIR_SHIFTS`
+
+
 def _key_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> Tensor:
-    """Key codes of one row's coded tokens, ``[n, D]`` int32."""
-    octets, width, nibbles = 2 * blocks(counts[TOKENS]), counts[COLUMNS], counts[NIBBLES]
-    words = packed.key_codes[starts[KEY_START] :][: octets * width].reshape(octets, width)
+    """Key codes of one row's coded tokens, `_raised`."""
+    octets, nibbles, dim = 2 * blocks(counts[TOKENS]), counts[NIBBLES], packed.dim
+    words = packed.key_codes[starts[KEY_START] :][: octets * counts[COLUMNS]].reshape(octets, -1)
     columns = packed.key_columns[starts[COLUMN_START] :][: key_places(counts)].int()
-    low = _from_words(words[:, : 2 * nibbles].reshape(2 * octets, nibbles), 4)
-    digits = torch.cat([low, _from_words(words[:, 2 * nibbles :], 2)], 1)[: counts[TOKENS]]
-    digits, columns = digits[:, columns >= 0], columns[columns >= 0]
-    codes = torch.zeros(counts[TOKENS], packed.dim, dtype=torch.int32, device=words.device)
-    return codes.index_add_(1, columns & 255, digits.int() << 2 * (columns >> 8))
+    upper, pairs = columns >> 8 & 1, _as_nibbles(words[:, 2 * nibbles :])
+    pairs[:, :, :-1] += pairs[:, :, 1:] * (4 * upper[nibbles + 1 :]).short()
+    none = words.new_zeros(octets, 2, 1)  # where a channel has no such nibble
+    parts = [words[:, : 2 * nibbles].reshape(octets, 2, nibbles), pairs, none]
+    place = torch.where((columns < 0) | (upper > 0), 4 * dim, (columns >> 9) * dim + (columns & 255))
+    column = torch.full((4 * dim + 1,), len(columns), device=columns.device)
+    column[place] = torch.arange(len(columns), device=columns.device)
+    levels = int(columns.max() >> 9) + 1 if len(columns) else 1
+    # Columns of float32 are selected several times faster than those of integers.
+    chosen = torch.cat(parts, 2).flatten(0, 1).float().index_select(1, column[: levels * dim]).int()
+    return _raised(chosen.reshape(-1, levels, dim).unbind(1))
 
 
 def _value_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> Tensor:
-    """Codes of one row's values, ``[n, D]`` int32."""
-    at, dim = starts[VALUE_START], packed.dim
-    codes = torch.zeros(blocks(counts[TOKENS]) * BLOCK, dim, dtype=torch.int32, device=packed.value_codes.device)
+    """Codes of one row's values, `_raised`."""
+    at, dim, nibbles = starts[VALUE_START], packed.dim, list[Tensor]()
+    octets = torch.tensor([[[0]], [[16]]], dtype=torch.int32, device=packed.value_codes.device)
     for plane in value_planes(counts):
-        words = packed.value_codes[at:][: plane.words(dim)].reshape(-1, plane.bits // 2, dim, 2)
-        digits = _from_words(words.permute(0, 3, 1, 2).reshape(-1, dim), plane.bits)
-        codes[plane.first * BLOCK : plane.end * BLOCK].add_(digits, alpha=1 << plane.shift)
-        at += words.numel()
-    return codes[: counts[TOKENS]]
+        size = plane.words(dim)
+        if size:
+            words = packed.value_codes[at : at + size].view(torch.int32).reshape(-1, 1, plane.bits // 2, dim)
+            words = (words >> octets).flatten(0, 1)  # [octets, words of one, D]; what is above 16 bits has no meaning
+            if plane.bits == 4:
+                nibbles.append(words.flatten(0, 1))
+            else:  # the last plane, of the blocks after those of the first
+                nibbles[:1] = [torch.cat([*nibbles[:1], _as_nibbles(words[:, 0]).flatten(0, 1)])]
+            at += size
+    return _raised(nibbles)

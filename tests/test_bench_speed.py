@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from packs import read_keys, read_values
 
 pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.speed import attention, baselines, cases, compress, mix, sizes, synthetic, table, timing
 from rdkv.kernels import naive_pack
-from rdkv.kernels.packed import BLOCK, COLUMNS, NIBBLES, PINNED, TOKENS, blocks
+from rdkv.kernels.packed import BLOCK, COLUMN_START, COLUMNS, KEY_START, NIBBLES, PINNED, TOKENS
 from rdkv.runtime.plan import BitPlan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,22 +104,18 @@ def test_synthetic_prompts_clear_what_is_unused(budget: float, measured: Path) -
     """No code is above its width, those of slots without a token are 0, and so is what pads columns."""
     found = sizes.plan_sizes(2, 16, 300, budget, sizes.make_mix("smollm2", budget), 0.2)
     packed = synthetic.synthesize(1, 2, found, "cpu", torch.bfloat16)
-    for row, ((n, n4, n8, n16, *rest), starts) in enumerate(
-        zip(packed.host_counts, packed.starts.tolist(), strict=True)
-    ):
-        slots = torch.arange(blocks(n) * BLOCK)
-        counts = (len(slots), n4, n8, n16, *rest)  # reads the unused slots too
-        width = sum(step * (slots < end) for step, end in ((2, n), (2, n4), (4, n8), (8, n16)))
-        values = naive_pack._value_codes(packed, counts, starts)
+    padding = packed.key_columns < 0
+    for row, ((n, n4, n8, n16, *_), starts) in enumerate(zip(packed.host_counts, packed.starts.tolist(), strict=True)):
+        keys, values = read_keys(packed, row, unused=True), read_values(packed, row, unused=True)
+        slot = torch.arange(len(values))
+        width = sum(step * (slot < end) for step, end in ((2, n), (2, n4), (4, n8), (8, n16)))
         assert bool((values < 1 << width[:, None]).all())
-        assert bool(values[:n].any(1).all())
-        keys = naive_pack._key_codes(packed, counts, starts)
         assert bool((keys < 1 << torch.tensor(found.key_widths[row])).all())
         assert not keys[n:].any()
-        assert bool(keys[:n].any(1).all())
-        words = packed.key_codes[starts[0] :][: len(slots) // 8 * rest[1]].view(-1, rest[1])
-        columns = packed.key_columns[starts[2] :][rest[2] : rest[1] - rest[2]]
-        assert not words[:, 2 * rest[2] :][:, columns < 0].any()
+        assert bool(keys[:n].any(1).all() & values[:n].any(1).all())
+        columns, nibbles = packed.host_counts[row][COLUMNS], packed.host_counts[row][NIBBLES]
+        words = packed.key_codes[starts[KEY_START] :][: len(keys) // 8 * columns].view(-1, columns)
+        assert not words[:, 2 * nibbles :][:, padding[starts[COLUMN_START] + nibbles :][: columns - 2 * nibbles]].any()
 
 
 def test_records_lines_and_tables(measured: Path, untimed: None, tmp_path: Path) -> None:
