@@ -21,14 +21,14 @@ _PACKED, _PINNED, _STARTS = tl.constexpr(PACKED_ZONE), tl.constexpr(PINNED_ZONE)
 
 @triton.jit
 def _raw_zone(
-    q_ptr, q_stride_h, q_stride_q, keys, values, stride, begin, end, logit_scale,
+    q_ptr, q_stride_h, q_stride_q, keys, values, stride, begin, end, ni, logit_scale,
     NQ: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """16-bit tokens ``begin`` to ``end``: output sums ``[DP, N]``, maxima and sums ``[N]``."""
+    """16-bit tokens ``begin`` to ``end``, for the query rows ``ni``: output sums ``[DP, N]``, maxima and sums ``[N]``."""
     if PDL:
         gdc_wait()
-    ni, di, ti = tl.arange(0, N), tl.arange(0, DP), tl.arange(0, BT)
+    di, ti = tl.arange(0, DP), tl.arange(0, BT)
     q = load_query(q_ptr, ni, di, q_stride_h, q_stride_q, NQ, Q, D).to(keys.dtype.element_ty)  # [DP, N]
     acc = tl.zeros([DP, N], tl.float32)
     total = tl.zeros([N], tl.float32)
@@ -61,41 +61,46 @@ def attend_kernel(
     W: tl.constexpr, NA: tl.constexpr, NB: tl.constexpr, NS: tl.constexpr, MANY: tl.constexpr,
     AHEAD: tl.constexpr, BT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One work item: some tiles of a row's packed zone, or some tokens of one of its 16-bit zones."""
-    pid = tl.program_id(0)
-    row = tl.load(items + pid * 4).to(tl.int64)
-    zone = tl.load(items + pid * 4 + 1)
-    begin = tl.load(items + pid * 4 + 2)
-    end = tl.load(items + pid * 4 + 3)
-    sequence, head = row // H, row % H
+    """One work item, some tiles of a row's packed zone or some tokens of one of its 16-bit zones, for ``N`` query rows.
+
+    Programs of the same item are neighbours: what one reads the others find in the L2 cache.
+    """
     NQ: tl.constexpr = G * Q
+    PARTS: tl.constexpr = (NQ + N - 1) // N
+    item = tl.program_id(0) // PARTS
+    ni = tl.program_id(0) % PARTS * N + tl.arange(0, N)
+    row = tl.load(items + item * 4).to(tl.int64)
+    zone = tl.load(items + item * 4 + 1)
+    begin = tl.load(items + item * 4 + 2)
+    end = tl.load(items + item * 4 + 3)
+    sequence, head = row // H, row % H
     q_ptr += sequence * q_stride_b + head * G * q_stride_h
     if zone == _PACKED:
         acc, top, total = packed_zone(
             q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine,
-            counts, starts, row, begin, end, logit_scale, NQ, Q, N, D, DP, W, NA, NB, NS, MANY, AHEAD, PDL,
+            counts, starts, row, begin, end, ni, logit_scale, NQ, Q, N, D, DP, W, NA, NB, NS, MANY, AHEAD, PDL,
         )  # fmt: skip
     elif zone == _PINNED:
         at = tl.load(starts + row * _STARTS + _STARTS - 1) * D
         acc, top, total = _raw_zone(
-            q_ptr, q_stride_h, q_stride_q, pinned_keys + at, pinned_values + at, D, begin, end, logit_scale,
+            q_ptr, q_stride_h, q_stride_q, pinned_keys + at, pinned_values + at, D, begin, end, ni, logit_scale,
             NQ, Q, N, D, DP, BT, PDL,
         )  # fmt: skip
     else:
         at = sequence * tail_stride_b + head * tail_stride_h
         end = tl.minimum(end, tl.load(tail_lengths + sequence))
         acc, top, total = _raw_zone(
-            q_ptr, q_stride_h, q_stride_q, tail_keys + at, tail_values + at, tail_stride_t, begin, end, logit_scale,
+            q_ptr, q_stride_h, q_stride_q, tail_keys + at, tail_values + at, tail_stride_t, begin, end, ni, logit_scale,
             NQ, Q, N, D, DP, BT, PDL,
         )  # fmt: skip
     if PDL:
         gdc_launch_dependents()
-    ni, di = tl.arange(0, N), tl.arange(0, DP)
+    di = tl.arange(0, DP)
     out = acc / tl.where(total > 0, total, 1.0)[None, :]
-    at = (pid.to(tl.int64) * NQ + ni)[None, :] * D + di[:, None]
+    at = (item.to(tl.int64) * NQ + ni)[None, :] * D + di[:, None]
     tl.store(outputs + at, out, mask=(ni < NQ)[None, :] & (di < D)[:, None])
     lse = tl.where(total > 0, top + tl.log2(total), float("-inf"))
-    tl.store(lses + pid * NQ + ni, lse, mask=ni < NQ)
+    tl.store(lses + item * NQ + ni, lse, mask=ni < NQ)
 
 
 @triton.jit

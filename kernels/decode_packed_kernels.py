@@ -55,12 +55,15 @@ def _prefetch_tile(
 @triton.jit
 def packed_zone(
     q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine,
-    counts, starts, row, begin, end, logit_scale,
+    counts, starts, row, begin, end, ni, logit_scale,
     NQ: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     W: tl.constexpr, NA: tl.constexpr, NB: tl.constexpr, NS: tl.constexpr, MANY: tl.constexpr, AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Tiles ``begin`` to ``end`` of ``W`` octets of slots: output sums ``[DP, N]``, maxima and sums ``[N]``."""
+    """Tiles ``begin`` to ``end`` of ``W`` octets of slots, for the query rows ``ni`` ``[N]`` of the KV head.
+
+    Returns output sums ``[DP, N]``, maxima and sums ``[N]``.
+    """
     counts += row * _COUNTS
     starts += row * _STARTS
     n, n4, n8, n16 = tl.load(counts + _N), tl.load(counts + _N4), tl.load(counts + _N8), tl.load(counts + _N16)
@@ -76,7 +79,7 @@ def packed_zone(
     key_affine += row * D  # float16 pairs
     # Where block 0 of the 2-bit plane would be: it starts with block `blocks4`.
     value_pairs = value_codes + (blocks4 + 2 * blocks8 + 4 * blocks16).to(tl.int64) * (2 * D)
-    wi, ni, di, d2 = tl.arange(0, W), tl.arange(0, N), tl.arange(0, DP), tl.arange(0, 2 * DP)
+    wi, di, d2 = tl.arange(0, W), tl.arange(0, DP), tl.arange(0, 2 * DP)
     zero = zero_of(tl.load(key_affine + di, mask=di < D, other=0))
     if NA > 0:
         ca = tl.arange(0, NA)

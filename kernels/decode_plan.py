@@ -53,11 +53,9 @@ class Tile:
     ahead: bool = True
 
 
-def choose_tile(packed: Packed, queries: int) -> Tile:
-    """The shape measured to be the fastest for a prompt's size, its widest head and some query rows a KV head."""
+def choose_tile(packed: Packed) -> Tile:
+    """The shape measured to be the fastest for a prompt's size and its widest head."""
     columns = kept_columns(packed)
-    if queries > 8:  # twice the sums: fewer tokens a tile, and two programs a multiprocessor
-        return Tile(32, *columns, warps=4, registers=None, resident=2)
     if packed.dim > 128:
         return Tile(32, *columns, warps=4, registers=168, resident=3)
     # Small tiles where large ones would not give every program one.
@@ -71,17 +69,15 @@ def kept_columns(packed: Packed) -> tuple[int, int, int, bool]:
     """``nibbles``, ``more_nibbles``, ``pairs`` and ``many`` of the tile that suits a prompt's widest heads."""
     widest = max((row[NIBBLES] for row in packed.host_counts), default=0)
     pairs = max((row[COLUMNS] - 2 * row[NIBBLES] for row in packed.host_counts), default=0)
-    first = min(MOST_NIBBLES, 1 << (widest.bit_length() - 1) if widest else 0)
-    more = min(MOST_MORE, _power_of_two(widest - first))
-    if more == first < MOST_NIBBLES:
-        first, more = 2 * first, 0
-    kept = min(MOST_PAIRS, _power_of_two(pairs))
+    first = min(MOST_NIBBLES, _power_of_two(widest, 16))
+    more = min(MOST_MORE, _power_of_two(widest - first, MOST_MORE))
+    kept = min(MOST_PAIRS, _power_of_two(pairs, 64))  # fewer make the compiler spill registers
     return first, more, kept, widest > first + more or pairs > kept
 
 
-def _power_of_two(columns: int) -> int:
-    """The least one that is at least 16 and ``columns``; 0 for none."""
-    return 1 << (max(columns, 16) - 1).bit_length() if columns else 0
+def _power_of_two(columns: int, least: int) -> int:
+    """The least one that is at least ``least`` and ``columns``; 0 for none."""
+    return 1 << (max(columns, least) - 1).bit_length() if columns > 0 else 0
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ shape = json.loads(sys.argv[1])
 dim, queries = shape["D"], shape["G"]
 padded = 1 << (dim - 1).bit_length()
 shared = build(
-    attend_kernel, 4, H=8, G=queries, Q=1, N=max(8, queries), D=dim, DP=padded, W=shape["W"], NA=shape["NA"],
+    attend_kernel, 4, H=8, G=queries, Q=1, N=8, D=dim, DP=padded, W=shape["W"], NA=shape["NA"],
     NB=shape["NB"], NS=32, MANY=shape["MANY"], AHEAD=shape["NB"] > 0, BT=64, PDL=True,
 )
 build(merge_kernel, 4, H=8, G=queries, Q=1, D=dim, DP=padded, BI=16, PDL=True)

@@ -95,16 +95,16 @@ def test_rows_of_more_columns_get_more_items() -> None:
     ("columns", "nibbles", "expected"),
     [
         (0, 0, (0, 0, 0, False)),
-        (16, 0, (0, 0, 16, False)),
-        (48, 16, (16, 0, 16, False)),
-        (240, 112, (128, 0, 16, False)),
-        (192, 80, (64, 16, 32, False)),
-        (288, 144, (128, 16, 0, False)),
-        (384, 176, (128, 64, 32, False)),
+        (16, 0, (0, 0, 64, False)),
+        (48, 16, (16, 0, 64, False)),
+        (240, 112, (128, 0, 64, False)),
+        (192, 80, (128, 0, 64, False)),
+        (288, 144, (128, 64, 0, False)),
+        (384, 176, (128, 64, 64, False)),
         (400, 200, (128, 64, 0, True)),
         (160, 0, (0, 0, 128, True)),
     ],
 )
 def test_tiles_hold_the_columns_of_the_widest_head(columns: int, nibbles: int, expected: tuple[Any, ...]) -> None:
-    tile = choose_tile(packed([(10, 0, 0, 0, 0, columns, nibbles), (5, 0, 0, 0, 0, 0, 0)]), 4)
+    tile = choose_tile(packed([(10, 0, 0, 0, 0, columns, nibbles), (5, 0, 0, 0, 0, 0, 0)]))
     assert (tile.nibbles, tile.more_nibbles, tile.pairs, tile.many) == expected
