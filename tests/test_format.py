@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mixed import ALL_WIDTHS, ONE_HEAD_EMPTY, ONE_HEAD_RAW, ONE_TOKEN, ONLY_PINNED, Case, cases, quick
+from mixed import (
+    ALL_WIDTHS,
+    ONE_HEAD_EMPTY,
+    ONE_HEAD_RAW,
+    ONE_TOKEN,
+    ONLY_PINNED,
+    Case,
+    cases,
+    empty,
+    make_case,
+    quick,
+)
 from torch import Tensor
 
 from rdkv.plugins.rdkv.format import MixedBit, MixedBitOptions
 from rdkv.runtime.errors import ConfigError
 from rdkv.runtime.ladder import Distortion
+
+# 15 digits of 4 bits fill no block, and their halves with 3 channels of 2 bits one more than two blocks.
+MOST_COLUMNS = make_case(torch.full((1, 1, 5), 4), torch.tensor([[[4] * 15 + [2] * 3 + [0] * 14]]), empty(1, 1, 5))
 
 
 def held_tensors(item: object) -> Iterator[Tensor]:
@@ -34,36 +49,37 @@ def blocks(count: int) -> int:
     return -(-count // 16)
 
 
-def key_columns(widths: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[int, int]:
-    """Words of an octet's keys for these channels, and entries of columns."""
-    digits, pairs = sum(int(width) // 4 for width in widths), int((widths == 2).sum())
-    nibbles, left = digits // 16 * 16, digits % 16
-    two = 16 * blocks(pairs + 2 * left)
-    return 2 * nibbles + two, nibbles + two
+def key_columns(widths: Sequence[int]) -> tuple[int, int, int]:
+    """Words of an octet's keys for channels of these widths, entries of columns, and those that few heads need."""
+    digits, pairs = sum(width // 4 for width in widths), widths.count(2)
+    left, nibbles = digits % 16, digits // 16 * 16
+    columns = 16 * blocks(pairs + 2 * left)
+    return 2 * nibbles + columns, nibbles + columns, nibbles + columns - digits - pairs
 
 
 def expected_bytes(case: Case, positions: bool) -> tuple[int, int]:
-    """Bytes of a packed case, and how many bits its ladder may promise beyond them."""
+    """Bytes of a packed case, and how many bits its ladder reserves beyond them."""
     plan, (tokens, dim) = case.plan, case.keys.shape[2:]
     if plan.is_identity or not bool(plan.kept.any()):
         return 4 * dim * int(plan.kept.sum()), 0
     total = spare = classes = 0
     for b, h in np.ndindex(*plan.value_bits.shape[:2]):
-        bits, apart, key_bits = plan.value_bits[b, h], case.apart[b, h], int(plan.key_bits[b, h].sum())
+        bits, apart = plan.value_bits[b, h], case.apart[b, h]
         n, n4, n8, n16 = (int((~apart & (bits >= width)).sum()) for width in (2, 4, 8, 16))
         pins, raw = int(apart.sum()), int((apart & ~plan.pinned[b, h]).sum())
-        columns = 16 * blocks(key_bits // 2) if n else 0
+        columns, entries, few = key_columns(plan.key_bits[b, h].tolist() if n else [])
         planes = blocks(n) + blocks(n4) + 2 * blocks(n8) + 4 * blocks(n16)
-        total += 4 * blocks(n) * columns + 2 * columns  # key words, columns
+        total += 4 * blocks(n) * columns + 2 * entries  # key words, columns
         total += 4 * dim * planes + 4 * n  # value words, affine
-        total += 4 * dim * pins + 4 * dim + 8 * 4 + 5 * 8  # pinned, key affine, counts and starts
+        total += 4 * dim * pins + 4 * dim + 9 * 4 + 5 * 8  # pinned, key affine, counts and starts
+        spare += 16 * (30 - few)  # 15 digits left over, whose halves fill two blocks of columns but for one
+        if raw:  # keys and values that would have a scale, and whole columns
+            spare += raw * (32 + -16 * dim % 32)
         classes += n + raw
         if positions:
             total += -(-tokens // 8) + 4 * (pins - raw)
-        spare += 240 + 8  # key columns and the classes' bytes, at most
-        if raw:  # keys and values that would have a scale, and whole columns
-            spare += raw * (32 + -16 * dim % 32)
-    return total + (-(-classes // 4) if positions else 0), spare
+            spare += 8
+    return (total + -(-classes // 4), spare - -2 * classes % 8) if positions else (total, spare)
 
 
 @quick
@@ -73,7 +89,8 @@ def expected_bytes(case: Case, positions: bool) -> tuple[int, int]:
 @example(ONLY_PINNED, 1)
 @example(ONE_HEAD_EMPTY, 5)
 @example(ONE_HEAD_RAW, 5)
-def test_bytes_are_counted_and_no_more_than_promised(case: Case, group: int) -> None:
+@example(MOST_COLUMNS, 1)
+def test_bytes_are_counted_and_promised(case: Case, group: int) -> None:
     tokens, dim = case.keys.shape[2:]
     for positions in (True, False):
         options = MixedBitOptions(positions=positions, channel_group=group)
@@ -82,8 +99,15 @@ def test_bytes_are_counted_and_no_more_than_promised(case: Case, group: int) -> 
         assert segment.nbytes == sum(storages.values())
         expected, spare = expected_bytes(case, positions)
         assert segment.nbytes == expected
-        cost = int(MixedBit(options).ladder(dim, tokens).cost(case.plan).sum())
-        assert 0 <= cost - segment.nbytes * 8 <= spare
+        assert spare >= 0
+        assert int(MixedBit(options).ladder(dim, tokens).cost(case.plan).sum()) == segment.nbytes * 8 + spare
+
+
+def test_no_head_needs_more_columns_than_are_reserved() -> None:
+    few = [key_columns([4] * fours + [2] * twos)[2] for fours in range(32) for twos in range(32)]
+    assert min(few) == 0
+    assert max(few) == 30
+    assert key_columns(MOST_COLUMNS.plan.key_bits[0, 0].tolist())[2] == 30
 
 
 def test_ladder_of_calibrated_distortions() -> None:
