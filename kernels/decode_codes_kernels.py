@@ -12,7 +12,10 @@ import os
 import triton
 import triton.language as tl
 
+from .packed import CHANNEL_BITS
+
 # The interpreter has no inline assembly; there the masks are plain operations on 16-bit integers.
+_CHANNEL_BITS, _CHANNEL = tl.constexpr(CHANNEL_BITS), tl.constexpr((1 << CHANNEL_BITS) - 1)
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
 
@@ -170,9 +173,9 @@ def across(v, W: tl.constexpr, DP: tl.constexpr):
 def column_scales(key_columns, key_affine, at, end):
     """Channel of each key column, and its scale times the weight of its digit; 0 for padding."""
     column = tl.load(key_columns + at, mask=at < end, other=-1).to(tl.int32)
-    channel = tl.where(column >= 0, column & 255, 0)
+    channel = tl.where(column >= 0, column & _CHANNEL, 0)
     scale = scale_of(tl.load(key_affine + channel, mask=column >= 0, other=0))
-    return channel, scale * tl.exp2(2.0 * (column >> 8).to(tl.float32))
+    return channel, scale * tl.exp2(2.0 * (column >> _CHANNEL_BITS).to(tl.float32))
 
 
 @triton.jit

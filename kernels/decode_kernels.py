@@ -25,7 +25,7 @@ def _raw_zone(
     NQ: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """16-bit tokens ``begin`` to ``end``, for the query rows ``ni``: output sums ``[DP, N]``, maxima and sums ``[N]``."""
+    """16-bit tokens ``begin`` to ``end``, for the query rows ``ni``; returns what `packed_zone` does."""
     if PDL:
         gdc_wait()
     di, ti = tl.arange(0, DP), tl.arange(0, BT)

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import naive
 from .packed import (
     BLOCK,
+    CHANNEL_BITS,
     COLUMN_START,
     COLUMNS,
     KEY_START,
@@ -33,6 +34,7 @@ from .packed import (
 
 VALUE_ORDER = (16, 8, 4, 2)  # widths of values in order of slots
 NIBBLE_WIDTHS = (4, 8, 16, 16)  # the least width that has each digit of 4 bits
+CHANNEL = (1 << CHANNEL_BITS) - 1  # mask of the channel in an entry of `Packed.key_columns`
 SHIFTS = {2: PAIR_SHIFTS, 4: (0, 4, 8, 12)}  # where digits of as many bits stand in a word
 
 
@@ -103,10 +105,10 @@ def _pack_keys(keys: Tensor, width: Tensor) -> tuple[Tensor, Tensor, int, Tensor
 
 def key_columns(width: Tensor) -> tuple[Tensor, Tensor]:
     """Entries of `Packed.key_columns` for channels of ``width`` ``[D]``: of nibbles, and of 2-bit digits."""
-    digits = [(width >= least).nonzero()[:, 0] | 2 * k << 8 for k, least in enumerate(NIBBLE_WIDTHS)]
+    digits = [(width >= least).nonzero()[:, 0] | 2 * k << CHANNEL_BITS for k, least in enumerate(NIBBLE_WIDTHS)]
     nibbles = torch.cat(digits)
     full = len(nibbles) // BLOCK * BLOCK
-    halves = torch.stack([nibbles[full:], nibbles[full:] + (1 << 8)], 1).flatten()
+    halves = torch.stack([nibbles[full:], nibbles[full:] + (1 << CHANNEL_BITS)], 1).flatten()
     pairs = torch.cat([(width == 2).nonzero()[:, 0], halves])
     return nibbles[:full].short(), torch.nn.functional.pad(pairs, (0, -len(pairs) % BLOCK), value=-1).short()
 
@@ -114,7 +116,7 @@ def key_columns(width: Tensor) -> tuple[Tensor, Tensor]:
 def _digits(codes: Tensor, columns: Tensor, bits: int) -> Tensor:
     """Digits of ``bits`` bits at each of ``columns`` of the codes ``[n, D]`` int32, 0 where it is -1."""
     column = columns.int().clamp(min=0)
-    return (codes[:, column & 255] >> 2 * (column >> 8) & (1 << bits) - 1) * (columns >= 0)
+    return (codes[:, column & CHANNEL] >> 2 * (column >> CHANNEL_BITS) & (1 << bits) - 1) * (columns >= 0)
 
 
 def _pack_values(values: Tensor, width: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -163,7 +165,7 @@ def key_widths(packed: Packed) -> Tensor:
         bits = torch.full_like(columns, 2, dtype=torch.uint8)
         bits[: counts[NIBBLES]] = 4
         real = columns >= 0
-        widths[row].index_add_(0, columns[real] & 255, bits[real])
+        widths[row].index_add_(0, columns[real] & CHANNEL, bits[real])
         if counts[TOKENS] == 0 and packed.raw[row]:
             widths[row] = 16
     return widths
@@ -233,14 +235,14 @@ def _key_codes(packed: Packed, counts: tuple[int, ...], starts: list[int]) -> Te
     octets, nibbles, dim = 2 * blocks(counts[TOKENS]), counts[NIBBLES], packed.dim
     words = packed.key_codes[starts[KEY_START] :][: octets * counts[COLUMNS]].reshape(octets, -1)
     columns = packed.key_columns[starts[COLUMN_START] :][: key_places(counts)].int()
-    upper, pairs = columns >> 8 & 1, _as_nibbles(words[:, 2 * nibbles :])
+    upper, pairs = columns >> CHANNEL_BITS & 1, _as_nibbles(words[:, 2 * nibbles :])
     pairs[:, :, :-1] += pairs[:, :, 1:] * (4 * upper[nibbles + 1 :]).short()
     none = words.new_zeros(octets, 2, 1)  # where a channel has no such nibble
     parts = [words[:, : 2 * nibbles].reshape(octets, 2, nibbles), pairs, none]
-    place = torch.where((columns < 0) | (upper > 0), 4 * dim, (columns >> 9) * dim + (columns & 255))
+    place = torch.where((columns < 0) | (upper > 0), 4 * dim, (columns >> CHANNEL_BITS + 1) * dim + (columns & CHANNEL))
     column = torch.full((4 * dim + 1,), len(columns), device=columns.device)
     column[place] = torch.arange(len(columns), device=columns.device)
-    levels = int(columns.max() >> 9) + 1 if len(columns) else 1
+    levels = int(columns.max() >> CHANNEL_BITS + 1) + 1 if len(columns) else 1
     # Columns of float32 are selected several times faster than those of integers.
     chosen = torch.cat(parts, 2).flatten(0, 1).float().index_select(1, column[: levels * dim]).int()
     return _raised(chosen.reshape(-1, levels, dim).unbind(1))

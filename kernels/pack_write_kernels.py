@@ -14,6 +14,7 @@ import triton.language as tl
 
 from .pack_measure_kernels import largest_code, tile
 from .packed import (
+    CHANNEL_BITS,
     CODED4,
     CODED8,
     CODED16,
@@ -33,6 +34,7 @@ _N, _N4, _N8, _N16 = (tl.constexpr(i) for i in (TOKENS, CODED4, CODED8, CODED16)
 _P, _C, _A, _COUNTS = (tl.constexpr(i) for i in (PINNED, COLUMNS, NIBBLES, VALUE_EXPONENT + 1))
 _KEY, _VALUE, _COLUMN = (tl.constexpr(i) for i in (KEY_START, VALUE_START, COLUMN_START))
 _AFFINE, _PINNED, _STARTS = (tl.constexpr(i) for i in (VALUE_AFFINE_START, PINNED_START, PINNED_START + 1))
+_PLACE = tl.constexpr(1 << CHANNEL_BITS)  # what a place of 2 bits is in an entry of the key columns
 _ROUND = tl.constexpr(1.5 * 2**23)  # adding it to a float32 below 2 ** 22 rounds to an integer, ties to even
 
 
@@ -90,9 +92,9 @@ def keys_kernel(
         for k in tl.static_range(4):
             at = tl.load(place + k * DP + di)
             pair = nibbles - 2 - at
-            tl.store(key_columns + at, (di | 2 * k << 8).to(tl.int16), mask=at >= 0)
-            tl.store(key_columns + pair, (di | 2 * k << 8).to(tl.int16), mask=at < -1)
-            tl.store(key_columns + pair + 1, (di | 2 * k + 1 << 8).to(tl.int16), mask=(at < -1) & halved)
+            tl.store(key_columns + at, (di + 2 * k * _PLACE).to(tl.int16), mask=at >= 0)
+            tl.store(key_columns + pair, (di + 2 * k * _PLACE).to(tl.int16), mask=at < -1)
+            tl.store(key_columns + pair + 1, (di + (2 * k + 1) * _PLACE).to(tl.int16), mask=(at < -1) & halved)
         tl.store(key_columns + padding - nibbles, tl.full([16], -1, tl.int16), mask=is_padding)
 
 

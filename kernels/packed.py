@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 PAIR_SHIFTS = (0, 4, 2, 6, 8, 12, 10, 14)  # where the 2-bit digits of eight slots stand in a word
+CHANNEL_BITS = 12  # of an entry of `Packed.key_columns`, for the channel
 BLOCK = 16  # slots and key columns come in multiples of this
 # Columns of `Packed.counts`: coded tokens; those whose value has at least 4, 8, 16 bits; pinned tokens; words of an
 # octet's keys; nibbles of a key; exponents of the largest key and value scale of a digit.
@@ -58,8 +59,8 @@ class Packed:
             multiples of 16. Digits of 4 bits, in order of weight, then channel, are nibbles but for the last ones
             that fill no 16. 2-bit digits are the channels of 2 bits, then of each digit left over its lower and its
             upper half, then zeros.
-        key_columns: int16, row ``[A + S]``: ``channel | shift / 2 << 8`` for a digit that stands ``shift`` bits
-            up in its code, -1 for padding; nothing if ``n = 0``, and then ``C = A = 0``.
+        key_columns: int16, row ``[A + S]``: ``channel | shift / 2 << CHANNEL_BITS`` for a digit that stands ``shift``
+            bits up in its code, -1 for padding; nothing if ``n = 0``, and then ``C = A = 0``.
         key_affine: ``[R, D, 2]`` float16, scale and zero: ``key = zero + scale * code``. Channels of 0 bits:
             scale 0, zero the mean over the coded tokens. Rows without coded tokens: zeros.
         value_codes: int16, row: for each plane of `value_planes` its blocks, of nibbles ``[2, D, 2]`` words (first or

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rdkv.kernels import naive_pack
 from rdkv.kernels.packed import (
+    CHANNEL_BITS,
     COLUMN_START,
     COLUMNS,
     KEY_START,
@@ -78,7 +79,7 @@ def read_keys(packed: Packed, row: int, unused: bool = False) -> Tensor:
                 digit = words[octet * columns + lane // 4 * nibbles + place] >> 4 * (lane % 4) & 15
             else:
                 digit = words[octet * columns + nibbles + place] >> _PAIR_SHIFTS[lane] & 3
-            codes[slot, entry & 255] += digit << 2 * (entry >> 8)
+            codes[slot, entry & (1 << CHANNEL_BITS) - 1] += digit << 2 * (entry >> CHANNEL_BITS)
     return codes
 
 

@@ -10,7 +10,7 @@ from packs import WIDTHS, read_keys, read_values
 from torch import Tensor
 
 from rdkv.kernels import naive_pack
-from rdkv.kernels.packed import COLUMNS, NIBBLES, PINNED, TOKENS, VALUE_AFFINE_START, Packed
+from rdkv.kernels.packed import CHANNEL_BITS, COLUMNS, NIBBLES, PINNED, TOKENS, VALUE_AFFINE_START, Packed
 
 SHARES = st.lists(st.integers(0, 4), min_size=5, max_size=5).filter(any)  # of the widths
 
@@ -62,7 +62,7 @@ def test_columns_are_in_order_of_weight_then_channel(
     widths: dict[int, int], nibbles: list[tuple[int, int]], pairs: list[tuple[int, int]]
 ) -> None:
     found = naive_pack.key_columns(torch.tensor([widths.get(channel, 0) for channel in range(20)]))
-    entries = [[channel | shift // 2 << 8 for channel, shift in part] for part in (nibbles, pairs)]
+    entries = [[channel | shift // 2 << CHANNEL_BITS for channel, shift in part] for part in (nibbles, pairs)]
     assert found[0].tolist() == entries[0]
     assert found[1].tolist() == entries[1] + [-1] * (-len(pairs) % 16)
 
