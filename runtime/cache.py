@@ -25,10 +25,12 @@ class CompressedCache(Cache):
     """A KV cache that holds its prompt at the bits its tokens and channels are worth.
 
     The first forward pass is the prompt: as soon as a layer's attention output exists, its keys and
-    values are scored, allocated, packed and dropped. On a GPU the last step comes when the next layer has
-    its own, so that the keys and values of two layers at most are held at 16 bits. Tokens of later passes
-    (new tokens, further turns) join a 16-bit tail; with ``prefill_chunk_size`` the first chunk is all that is
-    compressed. The model must be attached (`rdkv.attach`); a cache serves one conversation.
+    values are scored, allocated, packed and dropped. Tokens of later passes (new tokens, further turns)
+    join a 16-bit tail; with ``prefill_chunk_size`` the first chunk is all that is compressed. The model
+    must be attached (`rdkv.attach`); a cache serves one conversation.
+
+    On a GPU packing is finished when the next layer's keys and values are there, so that it never idles
+    while the host waits for it: those of two layers at most exist at 16 bits.
 
     Bytes are bytes of storages really held, metadata included. The full cache that they are compared
     with stores the same real tokens (no padding) at 16 bits. Prompts of a batch are compressed each on
