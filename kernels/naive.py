@@ -25,7 +25,8 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes.contiguous()
     per_byte = 8 // bits
-    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_byte))
+    if short := -codes.shape[-1] % per_byte:
+        codes = torch.nn.functional.pad(codes, (0, short))
     lanes = codes.reshape(*codes.shape[:-1], codes.shape[-1] // per_byte, per_byte)
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
     return (lanes << shifts).sum(-1, dtype=torch.uint8)

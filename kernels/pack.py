@@ -1,4 +1,8 @@
-"""Packing on the GPU: seven launches around one read of the counts, which say how large the result is."""
+"""Packing on the GPU: seven launches around one read of the counts, which say how large the result is.
+
+`begin` sends for the counts, `Begun.finish` reads them: whoever gives the device something else to do in between
+does not let it run dry.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ from .packed import (
     blocks,
     layout,
 )
+from .readback import Readback
 
 SPAN = 1024  # tokens of one program that lists them
 CHUNK = 128  # slots of one program that measures
@@ -61,25 +66,48 @@ class _Tables:
     place: Tensor
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What is measured and not yet packed; ``report`` is on its way to the host."""
+
+    given: _Input
+    tables: _Tables
+    report: Readback
+
+    def finish(self) -> Packed:
+        """The packed form; the device is waited for until it has measured, not for what it was given after that.
+
+        Raises:
+            NotFiniteError: what is to be quantised is not finite, or exceeds float16.
+        """
+        report = self.report.read()
+        for column, what in ((KEY_EXPONENT, "keys"), (VALUE_EXPONENT, "values")):
+            if any(row[column] == NOT_FINITE for row in report):
+                raise NotFiniteError(what)
+        with torch.cuda.device_of(self.given.keys):  # type: ignore[no-untyped-call]
+            packed = _allocate(self.given, self.tables, report)
+            _write(self.given, self.tables, packed)
+        return packed
+
+
 def pack(keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Packed:
     """`naive_pack.pack`, bit for bit.
 
     Raises:
         NotFiniteError: what is to be quantised is not finite, or exceeds float16.
     """
+    return begin(keys, values, value_bits, key_bits, pinned).finish()
+
+
+def begin(keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Begun:
+    """The first half of `pack`, which waits for nothing; finish it on the same stream."""
     keys, values = (t if t.stride(3) == 1 else t.contiguous() for t in (keys, values))
     rows = keys.shape[0] * keys.shape[1]
     plan = (t.reshape(rows, -1).contiguous().view(torch.uint8) for t in (value_bits, key_bits, pinned))
     given = _Input(keys, values, *plan)
     with torch.cuda.device_of(keys):  # type: ignore[no-untyped-call]
         tables = _measure(given)
-        report = tables.report.tolist()  # the only time that the device is waited for
-        for column, what in ((KEY_EXPONENT, "keys"), (VALUE_EXPONENT, "values")):
-            if any(row[column] == NOT_FINITE for row in report):
-                raise NotFiniteError(what)
-        packed = _allocate(given, tables, report)
-        _write(given, tables, packed)
-    return packed
+        return Begun(given, tables, Readback(tables.report))
 
 
 def _measure(given: _Input) -> _Tables:

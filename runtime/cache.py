@@ -29,6 +29,9 @@ class CompressedCache(Cache):
     join a 16-bit tail; with ``prefill_chunk_size`` the first chunk is all that is compressed. The model
     must be attached (`rdkv.attach`); a cache serves one conversation.
 
+    On a GPU packing is finished when the next layer's keys and values are there, so that it never idles
+    while the host waits for it: those of two layers at most exist at 16 bits.
+
     Bytes are bytes of storages really held, metadata included. The full cache that they are compared
     with stores the same real tokens (no padding) at 16 bits. Prompts of a batch are compressed each on
     its own: neither the other rows nor padding matter.
@@ -76,24 +79,24 @@ class CompressedCache(Cache):
 
     def layer_nbytes(self, layer: int) -> int:
         """The part of ``nbytes`` that one layer holds: its packed prompt and tail."""
-        return storage_bytes(self._compressed[layer].tensors())
+        return storage_bytes(self._finished[layer].tensors())
 
     @property
     def full_nbytes(self) -> int:
         """Bytes of a full 16-bit cache with the same tokens, prompt and tail."""
-        return self.prompt_full_nbytes + sum(_tail_full_nbytes(layer) for layer in self._compressed)
+        return self.prompt_full_nbytes + sum(_tail_full_nbytes(layer) for layer in self._finished)
 
     @property
     def prompt_nbytes(self) -> int:
         """Bytes held for the prompt alone."""
-        held = storage_bytes(tensor for layer in self._compressed for tensor in layer.tensors())
-        return held - sum(_tail_nbytes(layer) for layer in self._compressed)
+        held = storage_bytes(tensor for layer in self._finished for tensor in layer.tensors())
+        return held - sum(_tail_nbytes(layer) for layer in self._finished)
 
     @property
     def prompt_full_nbytes(self) -> int:
         """Bytes of the prompt in a full 16-bit cache (of 32 bits where a float32 cache was kept as it is)."""
         tokens = sum(self.session.prompt_lengths)
-        return sum(tokens * _token_bytes(layer) for layer in self._compressed if layer.is_initialized)
+        return sum(tokens * _token_bytes(layer) for layer in self._finished if layer.is_initialized)
 
     @property
     def retention(self) -> float:
@@ -116,7 +119,7 @@ class CompressedCache(Cache):
             ConfigError: the format was told not to keep positions.
             RdkvError: there is no prompt yet.
         """
-        entry = self._compressed[layer]
+        entry = self._finished[layer]
         if entry.keys is None:
             raise RdkvError("the cache holds no prompt yet; run the model with it first")
         batch, heads, _, dim = entry.tail_shape
@@ -141,7 +144,7 @@ class CompressedCache(Cache):
         values: Counter[str] = Counter()
         keys: Counter[str] = Counter()
         padding = 0
-        for entry in self._compressed:
+        for entry in self._finished:
             plan = self.plan(entry.index)
             batch, heads, tokens = plan.value_bits.shape
             padding += heads * (batch * tokens - sum(self.session.prompt_lengths))
@@ -154,7 +157,7 @@ class CompressedCache(Cache):
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that the cache holds."""
-        for layer in self._compressed:
+        for layer in self._finished:
             yield from layer.tensors()
         yield from self.backend.tensors()
 
@@ -182,6 +185,12 @@ class CompressedCache(Cache):
     def batch_select_indices(self, indices: Tensor) -> NoReturn:
         """Refused, as `reorder_cache`."""
         _refuse("selecting rows of a filled cache")
+
+    @property
+    def _finished(self) -> list[CompressedLayer]:
+        """The layers; none of them is being packed."""
+        self.session.finish()
+        return self._compressed
 
     def _recover(self) -> None:
         """Drop what a prompt left whose pass an error cut short."""

@@ -80,9 +80,9 @@ def examine_scores(scores: Scores, observation: Observation, scorer: str) -> Fin
 
 def defuse(scores: Scores, finding: Finding) -> Scores:
     """Scores that any allocator survives: all zero where their finding is going to object."""
-    least, greatest = finding.figures[0::2], finding.figures[1::2]
-    sound = ((least >= 0) & (greatest < float("inf"))).all()  # not so for NaN
-    token, channel = (torch.where(sound, weights, 0.0) for weights in (scores.token, scores.channel))
+    figures = finding.figures
+    unsound = ~((figures >= 0) & (figures < float("inf"))).all()  # so for NaN
+    token, channel = (weights.masked_fill(unsound, 0.0) for weights in (scores.token, scores.channel))
     return Scores(token, channel, scores.pinned)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.readback import Readback
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -22,17 +24,29 @@ class Finding:
     judge: Callable[[list[float]], None]
 
 
+class Inquiry:
+    """Findings whose figures are sent for together; what the device is given after that is not waited for."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self._findings = findings
+        self._figures = Readback(torch.cat([finding.figures for finding in findings]))
+
+    def settle(self) -> list[list[float]]:
+        """Read the figures, and judge them.
+
+        Returns:
+            The figures of each finding.
+
+        Raises:
+            PluginError: of the first finding that has something to object to.
+        """
+        numbers: list[float] = self._figures.read()
+        figures = [[numbers.pop(0) for _ in finding.figures] for finding in self._findings]
+        for finding, own in zip(self._findings, figures, strict=True):
+            finding.judge(own)
+        return figures
+
+
 def settle(findings: Sequence[Finding]) -> list[list[float]]:
-    """Read the figures of all findings, in one transfer.
-
-    Returns:
-        The figures of each finding.
-
-    Raises:
-        PluginError: of the first finding that has something to object to.
-    """
-    numbers = torch.cat([finding.figures for finding in findings]).tolist()
-    figures = [[numbers.pop(0) for _ in finding.figures] for finding in findings]
-    for finding, own in zip(findings, figures, strict=True):
-        finding.judge(own)
-    return figures
+    """`Inquiry.settle`, for who can wait for the device."""
+    return Inquiry(findings).settle()

@@ -8,7 +8,7 @@ group of sequences of one length, so every position it sees is a real token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Literal
 
 import msgspec
@@ -135,6 +135,23 @@ class CacheFormat(ABC):
         A plan that keeps everything (``plan.is_identity``) must cost no more than keys and values
         themselves, and one that keeps nothing, nothing: so `Ladder.cost` counts them.
         """
+
+    def begin(self, keys: Tensor, values: Tensor, plan: BitPlan) -> Callable[[], PackedSegment]:
+        """`pack` in two steps: begin, and return what finishes it.
+
+        The runtime finishes a layer when the keys and values of the next one are there; the device has the rest of
+        the layer to work on by then. A format whose host has to know what the device finds out sends for it here (to
+        pinned memory, before an event), waits for it when it finishes, and so never lets the device run dry. The
+        price is that keys and values live until then.
+
+        By default all is packed here, and keys and values may go at once: a `pack` that waits for the device waits
+        for all that it was given before, so that calling it later would keep them alive and hide nothing.
+
+        Returns:
+            What finishes it, called once, on the same stream.
+        """
+        segment = self.pack(keys, values, plan)
+        return lambda: segment
 
     def join(
         self, segments: Sequence[PackedSegment], rows: Sequence[Sequence[int]]

@@ -87,30 +87,37 @@ class Ladder:
 
     def cost(self, plan: BitPlan) -> Tensor:
         """Bits that ``plan`` takes once packed, ``[B, H]`` int64, rounding to whole bytes included."""
+        device = plan.value_bits.device
         pinned = plan.pinned.sum(-1)
-        key = round_up(lookup(plan.key_bits, self.key_bits, self.key_cost).sum(-1), self.key_block)
         bits = plan.value_bits.masked_fill(plan.pinned, 0)
-        coded = (bits > 0).sum(-1)
-        values = lookup(bits, self.value_bits, self.value_cost).sum(-1)
+        # Tokens whose value has at least each of these widths; the last two: all that are coded, those at 16 bits.
+        widths = _numbers((*self.coded_bits, 1, 16), torch.uint8, device)
+        at_least = (bits.unsqueeze(-2) >= widths.unsqueeze(-1)).sum(-1)  # [B, H, C + 2]
+        coded, wide = at_least[..., -2], at_least[..., -1]
+        values = (at_least[..., :-2] * _numbers(_steps(self.coded_costs), torch.int64, device)).sum(-1)
+        channels = _channel_table(self.key_bits, self.key_cost, self.key_overhead, device)
+        key, overhead = channels[plan.key_bits.int()].sum(-2).unbind(-1)
+        key = round_up(key, self.key_block)
         # A head that quantises nothing stores its tokens beside the pinned ones, without blocks and channels.
         all_keys = (plan.key_bits == 16).all(-1)
-        whole = all_keys & ((bits == 0) | (bits == 16)).all(-1)
-        blocked = bits.masked_fill(whole.unsqueeze(-1), 0)
-        at_least = [(blocked >= width).sum(-1) for width in (*self.coded_bits, 1)]
-        overhead = lookup(plan.key_bits, self.key_bits, self.key_overhead).sum(-1) * (at_least[-1] > 0)
-        padding = self.padding(torch.stack(at_least, -1), key)
+        blocked = at_least[..., :-1].masked_fill((all_keys & (wide == coded)).unsqueeze(-1), 0)
+        overhead = overhead * (blocked[..., -1] > 0)
+        padding = self.padding(blocked, key)
         cost = values + key * coded + padding + overhead + pinned * self.pinned_cost + self.head_cost
         # A layer that keeps nothing takes nothing, one that keeps all as it is no more than before. No `if`: the
         # plan may still be on its way on the device.
-        tokens = bits.shape[-1]
-        identity = (all_keys & (((bits == 16) | plan.pinned).sum(-1) == tokens)).all()
-        cost = torch.where(identity, self.full_cost, cost)
-        return torch.where((coded + pinned > 0).any(), cost, 0)
+        identity = (all_keys & (wide + pinned == bits.shape[-1])).all()
+        return cost.masked_fill(identity, self.full_cost) * (coded + pinned > 0).any()
 
     @property
     def coded_bits(self) -> tuple[int, ...]:
         """Widths of the values that are kept, ascending."""
         return tuple(b for b in self.value_bits if b > 0)
+
+    @property
+    def coded_costs(self) -> tuple[int, ...]:
+        """Their costs."""
+        return tuple(cost for b, cost in zip(self.value_bits, self.value_cost, strict=True) if b > 0)
 
     def padding(self, counts: Tensor, key: Tensor) -> Tensor:
         """Bits that whole blocks take beyond the tokens in them, int64.
@@ -123,16 +130,14 @@ class Ladder:
                 ``coded_bits``, then all of them.
             key: ``[...]`` bits of a quantised key.
         """
-        free = round_up(counts, self.token_block) - counts  # empty places
-        padding = free[..., -1] * key
-        for i, (width, below) in enumerate(zip(self.coded_bits, (0, *self.coded_bits), strict=False)):
-            padding = padding + free[..., i] * ((width - below) * self.head_dim)
-        return padding
+        free = -counts % self.token_block  # empty places
+        layers = _numbers(tuple(s * self.head_dim for s in _steps(self.coded_bits)), torch.int64, counts.device)
+        return (free[..., :-1] * layers).sum(-1) + free[..., -1] * key
 
 
 def round_up(count: Tensor, block: int) -> Tensor:
     """The least multiple of ``block`` that is at least ``count``."""
-    return torch.div(count + block - 1, block, rounding_mode="floor") * block
+    return count + -count % block
 
 
 def lookup(bits: Tensor, levels: tuple[int, ...], table: tuple[float, ...] | tuple[int, ...]) -> Tensor:
@@ -140,9 +145,30 @@ def lookup(bits: Tensor, levels: tuple[int, ...], table: tuple[float, ...] | tup
     return _table(levels, table, bits.device)[bits.int()]
 
 
+def _steps(rising: tuple[int, ...]) -> tuple[int, ...]:
+    """What each number adds to the one before it; the first adds all of itself."""
+    return tuple(b - a for a, b in zip((0, *rising), rising, strict=False))
+
+
+# Tensors of constants are made once: while one is sent to a GPU the GPU is waited for.
+
+
+@cache
+def _numbers(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+@cache
+def _channel_table(
+    levels: tuple[int, ...], cost: tuple[int, ...], overhead: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """``[256, 2]``, by width: bits of a channel for each token, and once."""
+    return torch.stack([_table(levels, cost, device), _table(levels, overhead, device)], -1)
+
+
 @cache
 def _table(levels: tuple[int, ...], table: tuple[float, ...] | tuple[int, ...], device: torch.device) -> Tensor:
-    """``[256]``, by width. Made once: while it is sent to a GPU the GPU is waited for."""
+    """``[256]``, by width."""
     dtype = torch.int64 if all(isinstance(x, int) for x in table) else torch.float64
     full = torch.zeros(256, dtype=dtype)
     full[list(levels)] = torch.tensor(table, dtype=dtype)

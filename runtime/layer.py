@@ -55,7 +55,11 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Take the tokens of one forward pass; the prompt is compressed in `attend`, which has the queries."""
+        """Take the tokens of one forward pass; the prompt is compressed in `attend`, which has the queries.
+
+        The layer before this one is finished first: see `Session.compress`.
+        """
+        self.session.enter(self)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             return link(key_states, self), value_states

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from .budget import head_bits
 from .calibration import load_calibration
 from .checks import blame, check_segment, defuse, defuse_plan, examine_plan, examine_scores
 from .config import CompressionConfig
-from .findings import Finding, settle
+from .findings import Finding, Inquiry
 from .interfaces import Allocator, CacheFormat, PackedSegment, Scorer
 from .ladder import Ladder
 from .observation import Observation
@@ -53,27 +55,24 @@ class Planned:
 
     @property
     def bits(self) -> int:
-        """Bits that the plan costs; waits for the device, the first time for a budget."""
+        """Bits that the plan costs, see `Verdict.bits`."""
         return self.verdict.bits[self.place]
 
 
 class Verdict:
-    """What the checks of scores and plans found, read from the device when it is first asked for.
-
-    Packing waits for the device anyway. Whoever asks after it does not make the device idle.
-    """
+    """What the checks of scores and plans found, sent for at once and read when it is first asked for."""
 
     def __init__(self, findings: list[Finding]) -> None:
-        self._findings = findings
+        self._inquiry = Inquiry(findings)
 
     @cached_property
     def bits(self) -> list[int]:
-        """Bits of each layer.
+        """Bits of each layer; waits for the device until the plans are made and checked.
 
         Raises:
             PluginError: the scorer's or the allocator's result breaks its contract.
         """
-        *_, (_, _, _, *bits) = settle(self._findings)
+        *_, (_, _, _, *bits) = self._inquiry.settle()
         return [int(cost) for cost in bits]
 
 
@@ -123,7 +122,7 @@ class Pipeline:
         """Plans of layers that share a budget: one layer, or all of the model for scope ``model``.
 
         The device is not waited for but where the budget could hold a layer as it is: what is wrong with scores
-        or plan comes out in `pack`.
+        or plan comes out when the layer is finished, see `begin`.
         """
         first = layers[0]
         _, heads, tokens, dim = first.keys.shape
@@ -143,20 +142,37 @@ class Pipeline:
         roomy = budget.total >= heads * ladder.full_cost and bool(verdict.bits)
         return [Planned(part, verdict, i, roomy and part.is_identity) for i, part in enumerate(plans)]
 
-    def pack(self, layer: Pending, planned: Planned) -> PackedSegment:
-        """Pack one layer.
+    def begin(self, layer: Pending, planned: Planned) -> Callable[[], PackedSegment]:
+        """Begin to pack one layer; what it returns finishes that, and holds keys and values until then.
 
         Raises:
-            PluginError: of the scorer or the allocator, if it is to blame, or else of the format.
+            PluginError: of the scorer or the allocator, if it is to blame, or else of the format; here or from what
+                it returns.
         """
-        try:
-            with blame(f"format {self.config.format!r}", f"layer {layer.layer}"):
-                segment = self.format.pack(layer.keys, layer.values, planned.plan)
-        finally:
-            bits = planned.bits
-        if layer.keys.dtype != torch.float32:
-            check_segment(segment, bits, self.config.format, layer.layer)
+        with self._packing(layer.layer, planned):
+            finish = self.format.begin(layer.keys, layer.values, planned.plan)
+        checked = layer.keys.dtype != torch.float32
+        return partial(self._finish, finish, planned, layer.layer, checked)
+
+    def _finish(
+        self, finish: Callable[[], PackedSegment], planned: Planned, layer: int, checked: bool
+    ) -> PackedSegment:
+        with self._packing(layer, planned):
+            segment = finish()
+        bits = planned.bits
+        if checked:
+            check_segment(segment, bits, self.config.format, layer)
         return segment
+
+    @contextmanager
+    def _packing(self, layer: int, planned: Planned) -> Iterator[None]:
+        """Blame the format for an error, unless it was given what no format can pack."""
+        try:
+            with blame(f"format {self.config.format!r}", f"layer {layer}"):
+                yield
+        except Exception:
+            planned.verdict.bits  # noqa: B018
+            raise
 
 
 def _stack(scores: list[Scores]) -> Scores:

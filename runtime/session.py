@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .checks import blame
 from .config import CompressionConfig
-from .errors import UnsupportedModelError
+from .errors import RdkvError, UnsupportedModelError
+from .interfaces import PackedSegment
 from .observation import Observation
-from .pipeline import Pending, Pipeline
+from .pipeline import Pending, Pipeline, Planned
 from .plan import Scores
 from .stopwatch import Stopwatch
 from .support import check_window
@@ -42,6 +43,21 @@ class Waiting:
 
 
 @dataclass
+class Packing:
+    """A layer that is being packed; its 16-bit keys and values live until it is finished.
+
+    Attributes:
+        finish: gives the segment of each group.
+        dtype: of the tail, which all rows share: it has to reach as far as the widest of their types.
+    """
+
+    layer: CompressedLayer
+    groups: list[Group]
+    finish: list[Callable[[], PackedSegment]]
+    dtype: torch.dtype
+
+
+@dataclass
 class Session:
     """One cache's pipeline and what it has seen so far.
 
@@ -49,9 +65,11 @@ class Session:
         prompt_lengths: real tokens of each sequence's prompt, once it is known.
         padding: the mask last read, which all layers of a pass share, and where each sequence starts by it.
         stopwatch: time spent on scoring, allocating and packing.
+        underway: whether some layers hold the prompt and the last one does not yet.
         failed: whether an error cut the prompt's pass short, so that only some layers hold it.
         scores: scores of each layer and group, if they are kept.
         waiting: layers that are scored and not packed yet.
+        packing: the layer whose packing is begun and not finished.
     """
 
     model_config: Any
@@ -60,9 +78,11 @@ class Session:
     prompt_lengths: list[int] = field(default_factory=list)
     padding: tuple[ReferenceType[Tensor], list[int]] | None = None
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    underway: bool = False
     failed: bool = False
     scores: dict[int, list[Scores]] = field(default_factory=dict)
     waiting: list[Waiting] = field(default_factory=list)
+    packing: Packing | None = None
 
     @classmethod
     def start(cls, model_config: Any, config: CompressionConfig, keep_scores: bool) -> Session:
@@ -95,52 +115,101 @@ class Session:
         return self.padding[1]
 
     def compress(self, layer: CompressedLayer, groups: list[Group], observations: list[Observation]) -> None:
-        """Compress one layer, or keep it until the last one where the whole model shares a budget."""
-        # Whatever the caller records: what the cache holds must not keep a graph, and 16-bit keys with it.
-        with self.stopwatch.running(observations[0].keys.device), torch.no_grad():
+        """Begin to compress one layer, or keep it until the last one where the whole model shares a budget.
+
+        Packing waits for the device, to know how large the result is. The layer is finished when the next one is
+        entered: by then the device has this layer's projection and MLP to work on, and the host's wait costs nothing.
+        """
+        self.underway = layer.index < self.pipeline.layers - 1
+        with self._measured(layer):
             pending = [self.pipeline.score(observation) for observation in observations]
             if self.keep_scores:
                 self.scores[layer.index] = [p.scores for p in pending]
             self.waiting.append(Waiting(layer, groups, pending))
-            last = layer.index == self.pipeline.layers - 1
-            if last or not self.pipeline.whole_model:
-                waiting, self.waiting = self.waiting, []
-                self._finish(waiting)
+            if self.pipeline.whole_model and self.underway:
+                return
+            for plans in self._allocate():
+                self._begin(self.waiting.pop(0), plans)
+            if not self.underway:
+                self._finish()
 
-    def _finish(self, waiting: list[Waiting]) -> None:
-        by_group = [self.pipeline.allocate(list(layers)) for layers in zip(*(w.pending for w in waiting), strict=True)]
-        for entry, plans in zip(waiting, zip(*by_group, strict=True), strict=True):
-            first = entry.pending[0]
-            unpadded = len(entry.groups) == 1 and entry.groups[0].start == 0
-            if unpadded and plans[0].whole:
-                entry.layer.store_whole(first.keys, first.values)
-                continue
-            segments = [self.pipeline.pack(p, plan) for p, plan in zip(entry.pending, plans, strict=True)]
-            # All rows share one tail, which has to reach as far as the widest of their types.
-            widest = max((p.keys.dtype for p in entry.pending), key=lambda dtype: torch.finfo(dtype).max)
-            joined = None
-            if len(segments) > 1:
-                with blame(f"format {self.pipeline.config.format!r}", f"layer {entry.layer.index}"):
-                    joined = self.pipeline.format.join(segments, [group.rows for group in entry.groups])
-            segments, whole = joined or (segments, None)
-            entry.layer.store(entry.groups, segments, whole, widest)
+    def enter(self, layer: CompressedLayer) -> None:
+        """Finish the layer before ``layer``, which gets keys and values.
+
+        Raises:
+            PluginError: of the layer that is finished.
+            RdkvError: ``layer`` has its part of the prompt already, while others wait for theirs.
+        """
+        if self.underway and layer.is_initialized:
+            with self.prompt_pass():
+                raise RdkvError(
+                    "the pass over the prompt ended before its last layer, so that only some layers hold it; "
+                    "run the model with the whole prompt again"
+                )
+        self.finish()
+
+    def finish(self) -> None:
+        """Finish the layer that is being packed, if there is one.
+
+        Raises:
+            PluginError: whatever is wrong with it.
+        """
+        if self.packing is not None:
+            with self.prompt_pass(), self._measured(self.packing.layer):
+                self._finish()
+
+    def _allocate(self) -> list[tuple[Planned, ...]]:
+        """Plans of the layers that wait, for each of their groups."""
+        by_group = zip(*(waiting.pending for waiting in self.waiting), strict=True)
+        return list(zip(*(self.pipeline.allocate(list(layers)) for layers in by_group), strict=True))
+
+    def _begin(self, waiting: Waiting, plans: tuple[Planned, ...]) -> None:
+        """Begin to pack a layer, and finish the one that was begun before."""
+        layer, groups, pending = waiting.layer, waiting.groups, waiting.pending
+        if len(groups) == 1 and groups[0].start == 0 and plans[0].whole:
+            layer.store_whole(pending[0].keys, pending[0].values)
+            return
+        finish = [self.pipeline.begin(p, plan) for p, plan in zip(pending, plans, strict=True)]
+        widest = max((p.keys.dtype for p in pending), key=lambda dtype: torch.finfo(dtype).max)
+        self._finish()
+        self.packing = Packing(layer, groups, finish, widest)
+
+    def _finish(self) -> None:
+        packing, self.packing = self.packing, None
+        if packing is None:
+            return
+        segments, joined = [finish() for finish in packing.finish], None
+        if len(segments) > 1:
+            with blame(f"format {self.pipeline.config.format!r}", f"layer {packing.layer.index}"):
+                joined = self.pipeline.format.join(segments, [group.rows for group in packing.groups])
+        segments, whole = joined or (segments, None)
+        packing.layer.store(packing.groups, segments, whole, packing.dtype)
+
+    @contextmanager
+    def _measured(self, layer: CompressedLayer) -> Iterator[None]:
+        """Compress on the stopwatch, and without a graph, whatever the caller records: the cache must not keep one."""
+        with self.stopwatch.running(layer.device), torch.no_grad():
+            yield
 
     @contextmanager
     def prompt_pass(self) -> Iterator[None]:
-        """Note an error in the prompt's pass; the cache then starts over."""
+        """Note an error in the prompt's pass, and drop what is not packed; the cache then starts over."""
         try:
             yield
         except BaseException:
-            self.failed = True
+            self.failed, self.packing = True, None
+            self.waiting.clear()
             raise
 
     @property
     def seconds(self) -> float:
         """Seconds spent on scoring, allocating and packing; waits for a GPU that is still at it."""
+        self.finish()
         return self.stopwatch.seconds
 
     def reset(self) -> None:
         """Forget the prompt."""
         self.prompt_lengths, self.padding, self.stopwatch, self.failed = [], None, Stopwatch(), False
+        self.underway, self.packing = False, None
         self.scores.clear()
         self.waiting.clear()

@@ -34,6 +34,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rdkv.kernels import backends
+from rdkv.plugins.rdkv.format import MixedBit
 from rdkv.runtime import cli
 from rdkv.runtime.home import home
 
@@ -68,6 +69,13 @@ TinyModel = Callable[..., Any]
 Arguments = Callable[..., list[str]]
 ErrorLine = Callable[..., str]
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The format packs when a layer is finished, as on a GPU; plain PyTorch packs at once."""
+    at_once = MixedBit.begin
+    monkeypatch.setattr(MixedBit, "begin", lambda *arguments: lambda: at_once(*arguments)())
 
 
 @pytest.fixture

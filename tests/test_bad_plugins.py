@@ -12,12 +12,18 @@ import torch
 import rdkv
 from rdkv.runtime.errors import BudgetError, PluginError
 
-Generate = Callable[..., "rdkv.CompressedCache"]
+MakeCache = Callable[..., "rdkv.CompressedCache"]
+PROMPT = torch.arange(3, 123)[None]
+LATER = "return lambda: self.pack(keys, values, plan)"  # as a format on a GPU
 
 PLUGIN = """
+from itertools import count as counter
 import torch
 from rdkv import Allocator, BitPlan, CacheFormat, RdkvError, Scorer, Scores, hookimpl
 from rdkv.runtime.registry import load_registry
+
+calls = counter()
+count = lambda: next(calls)
 
 class Bad(Scorer):
     def score(self, observation):
@@ -47,6 +53,10 @@ class BadFormat(CacheFormat):
         {pack}
         return segment
 
+    def begin(self, keys, values, plan):
+        {begin}
+        return super().begin(keys, values, plan)
+
 @hookimpl
 def rdkv_scorers():
     return {{"bad": Bad}}
@@ -67,16 +77,26 @@ def model(tiny_model: Callable[..., Any]) -> Any:
 
 
 @pytest.fixture
-def generate(model: Any, tmp_path: Path) -> Generate:
-    """Generate with a plugin that does what it should but for the given statements."""
+def make_cache(model: Any, tmp_path: Path) -> MakeCache:
+    """A cache with a plugin that does what it should but for the given statements."""
 
-    def run(score: str = "pass", allocate: str = "pass", pack: str = "pass", **settings: Any) -> rdkv.CompressedCache:
+    def make(**settings: Any) -> rdkv.CompressedCache:
+        statements = {name: settings.pop(name, "pass") for name in ("score", "allocate", "pack", "begin")}
         path = tmp_path / "bad_plugin.py"
-        path.write_text(PLUGIN.format(score=score, allocate=allocate, pack=pack))
+        path.write_text(PLUGIN.format(**statements))
         config = rdkv.CompressionConfig(budget=0.3, plugins=(str(path),), **settings)
-        cache = rdkv.CompressedCache(model.config, config)
-        prompt = torch.arange(3, 123)[None]
-        model.generate(prompt, past_key_values=cache, max_new_tokens=2, do_sample=False, pad_token_id=0)
+        return rdkv.CompressedCache(model.config, config)
+
+    return make
+
+
+@pytest.fixture
+def generate(model: Any, make_cache: MakeCache) -> MakeCache:
+    """The same, once it has been generated with."""
+
+    def run(**settings: Any) -> rdkv.CompressedCache:
+        cache = make_cache(**settings)
+        model.generate(PROMPT, past_key_values=cache, max_new_tokens=2, do_sample=False, pad_token_id=0)
         return cache
 
     return run
@@ -89,7 +109,7 @@ def refused(error: pytest.ExceptionInfo[Exception], *words: str) -> None:
         assert word in message, f"{word!r} is not in: {message}"
 
 
-def test_the_plugin_itself_works(generate: Generate) -> None:
+def test_the_plugin_itself_works(generate: MakeCache) -> None:
     assert 0 < generate(scorer="bad").retention <= 0.3
     assert 0 < generate(scorer="bad", format="bad").retention <= 0.3
     assert generate(scorer="bad", allocator="bad").retention == 0
@@ -113,13 +133,13 @@ def test_the_plugin_itself_works(generate: Generate) -> None:
         ("return None", ["NoneType", "Scores"]),
     ],
 )
-def test_scorer(score: str, words: list[str], generate: Generate) -> None:
+def test_scorer(score: str, words: list[str], generate: MakeCache) -> None:
     with pytest.raises(PluginError) as error:
         generate(score=score, scorer="bad")
     refused(error, "scorer 'bad'", "layer 0", *words)
 
 
-def test_scorer_is_named_with_the_layer_at_fault(generate: Generate) -> None:
+def test_scorer_is_named_with_the_layer_at_fault(generate: MakeCache) -> None:
     with pytest.raises(PluginError) as error:
         generate(score="token = token * (-1) ** observation.layer", scorer="bad")
     refused(error, "scorer 'bad'", "layer 1", "negative")
@@ -137,13 +157,13 @@ def test_scorer_is_named_with_the_layer_at_fault(generate: Generate) -> None:
         ("return value_bits", ["Tensor", "BitPlan"]),
     ],
 )
-def test_allocator(allocate: str, words: list[str], generate: Generate) -> None:
+def test_allocator(allocate: str, words: list[str], generate: MakeCache) -> None:
     with pytest.raises(PluginError) as error:
         generate(allocate=allocate, scorer="snapkv", allocator="bad")
     refused(error, "allocator 'bad'", "layer 0", *words)
 
 
-def test_error_of_an_allocator_is_named(generate: Generate) -> None:
+def test_error_of_an_allocator_is_named(generate: MakeCache) -> None:
     with pytest.raises(BudgetError) as error:
         generate(allocate="from rdkv.runtime.errors import BudgetError; raise BudgetError('no room')", allocator="bad")
     refused(error, "allocator 'bad'", "layer 0", "no room")
@@ -156,7 +176,39 @@ def test_error_of_an_allocator_is_named(generate: Generate) -> None:
         ("return None", ["NoneType"]),
     ],
 )
-def test_format(pack: str, words: list[str], generate: Generate) -> None:
+def test_format(pack: str, words: list[str], generate: MakeCache) -> None:
     with pytest.raises(PluginError) as error:
         generate(pack=pack, scorer="snapkv", format="bad")
     refused(error, "format 'bad'", "layer 0", *words)
+
+
+@pytest.mark.parametrize("begin", ["pass", LATER])
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize(
+    ("plugin", "statements", "word"),
+    [
+        ("scorer", {"score": "token = token - 2 * (observation.layer == LAYER)"}, "negative"),
+        ("allocator", {"allocate": "value_bits[..., 0] = 3 * (count() == LAYER)"}, "3 bits"),
+        ("format", {"pack": "segment = None if count() == LAYER else segment"}, "NoneType"),
+        ("format", {"pack": "assert count() != LAYER, 'no more'"}, "no more"),
+    ],
+)
+def test_what_a_plugin_does_to_a_layer_fails_the_prompts_pass(
+    begin: str, layer: int, plugin: str, statements: dict[str, str], word: str, model: Any, make_cache: MakeCache
+) -> None:
+    lines = {name: line.replace("LAYER", str(layer)) for name, line in statements.items()}
+    settings = {"scorer": "snapkv", "format": "bad"} | {plugin: "bad"}
+    cache = make_cache(begin=begin, **lines, **settings)
+    with pytest.raises(PluginError) as error, torch.no_grad():
+        model(PROMPT, past_key_values=cache)
+    refused(error, f"{plugin} 'bad', layer {layer}", word)
+    assert cache.get_seq_length() == 0
+
+
+def test_whoever_made_a_bad_plan_is_to_blame(generate: MakeCache) -> None:
+    """And not the format, which cannot pack it."""
+    allocate = "value_bits[..., 0] = 3"
+    for begin in ("raise ValueError('what is this?')", "return lambda: 1 / 0"):
+        with pytest.raises(PluginError) as error:
+            generate(allocate=allocate, begin=begin, scorer="snapkv", allocator="bad", format="bad")
+        refused(error, "allocator 'bad'", "layer 0", "3 bits")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from waits import Waits
 
 from rdkv.runtime.errors import PluginError
-from rdkv.runtime.findings import Finding, settle
+from rdkv.runtime.findings import Finding, Inquiry, settle
 
 
 def finding(name: str, *figures: float) -> Finding:
@@ -32,6 +33,14 @@ def test_each_finding_gets_its_own_figures() -> None:
 def test_first_objection_is_raised() -> None:
     with pytest.raises(PluginError, match="b"):
         settle([finding("a", 1.0), finding("b", 2.0, -3.0), finding("c", -4.0)])
+
+
+def test_figures_are_sent_for_together_and_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = Waits(monkeypatch, "rdkv.runtime.findings")
+    inquiry = Inquiry([finding("a", 1.0), finding("b", 2.0, 3.0)])
+    assert not waits.seen
+    assert inquiry.settle() == [[1.0], [2.0, 3.0]]
+    assert waits.seen == ["readback"]
 
 
 def test_device_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

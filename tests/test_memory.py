@@ -1,4 +1,8 @@
-"""How long a layer's 16-bit keys and values live, and that nothing outlives its cache."""
+"""How long a layer's 16-bit keys and values live, and that nothing outlives its cache.
+
+On a GPU a layer is packed when the next one has its keys and values, so that those of two layers exist for a moment,
+and of one through the MLP; elsewhere, and where nothing is to be packed, a layer's are gone before its MLP runs.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from torch import Tensor
 from torch.multiprocessing import reductions
 
 import rdkv
+from rdkv.runtime.layer import CompressedLayer
 
 StorageWeakRef: Any = reductions.StorageWeakRef  # torch leaves it untyped
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3"]
@@ -30,17 +35,24 @@ def no_garbage_collector() -> Iterator[None]:
 
 
 class WatchedCache(rdkv.CompressedCache):
-    """A cache that looks which of the prompt's tensors still exist whenever it is given the next layer's."""
+    """A cache that looks which of the prompt's tensors still exist whenever it is given the next layer's.
+
+    Attributes:
+        alive, left: how many of the layers before, when it is given them, and once it has taken them.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.given: list[Any] = []
         self.alive: list[int] = []
+        self.left: list[int] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.alive.append(self.count())
+        taken = super().update(key_states, value_states, *args, **kwargs)
+        self.left.append(self.count())
         self.given += [StorageWeakRef(t.untyped_storage()) for t in (key_states, value_states)]
-        return super().update(key_states, value_states, *args, **kwargs)
+        return taken
 
     def count(self) -> int:
         """Storages of the prompt's keys and values that exist."""
@@ -65,6 +77,39 @@ def test_keys_and_values_are_gone_when_the_next_layer_runs(
     assert len(cache.given) == 8
     assert cache.alive == [0, 0, 0, 0]
     assert cache.count() == 0
+
+
+@pytest.mark.parametrize("budget", [0.001, 0.1, 0.9, 1.0])
+def test_of_two_layers_at_most_where_packing_is_finished_later(
+    budget: float, late: None, tiny_model: Callable[..., Any]
+) -> None:
+    cache = run(tiny_model("llama", torch.bfloat16, num_hidden_layers=4), budget)
+    assert cache.alive == ([0, 2, 2, 2] if budget < 1 else [0, 0, 0, 0])
+    assert cache.left == [0, 0, 0, 0]
+    assert cache.count() == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_of_two_layers_at_most_on_a_gpu(tiny_model: Callable[..., Any]) -> None:
+    model = rdkv.attach(tiny_model("llama", torch.bfloat16, num_hidden_layers=4).to("cuda"))
+    cache = WatchedCache(model.config, rdkv.CompressionConfig(budget=0.1))
+    with torch.no_grad():
+        model(IDS.to("cuda"), past_key_values=cache)
+    assert cache.alive == [0, 2, 2, 2]
+    assert cache.left == [0, 0, 0, 0]
+    assert cache.count() == 0
+
+
+def test_bytes_of_a_layer_that_is_being_packed(late: None) -> None:
+    cache = new_cache(0.1)
+    cache.session.keep_scores = False
+    qkv = random_qkv(3, 40, dtype=torch.bfloat16)
+    prompt = 2 * qkv[1].numel() * 2
+    forward(cache, 0, qkv, padding(LENGTHS))
+    packing = [tensor for tensor in reachable_tensors(cache.session) if tensor.dtype == torch.bfloat16]
+    assert 0.7 * prompt < storage_bytes(iter(packing)) < prompt  # of the real tokens
+    forward(cache, 1, qkv, padding(LENGTHS))
+    assert storage_bytes(reachable_tensors(cache)) == cache.nbytes < 0.3 * prompt
 
 
 @pytest.mark.parametrize("allocator", ["waterfill", "eviction"])
@@ -95,6 +140,23 @@ def test_whole_model_holds_every_layer_until_the_last(mask: Tensor | None, tiny_
     # Padded sequences are waited for as they were cut out of the batch; the test below counts those.
     assert cache.alive == ([0, 2, 4, 6] if mask is None else [0, 0, 0, 0])
     assert cache.count() == 0
+
+
+def test_whole_model_drops_its_layers_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, late: None, tiny_model: Callable[..., Any]
+) -> None:
+    stored: list[int] = []
+    store, model = CompressedLayer.store, rdkv.attach(tiny_model("llama", torch.bfloat16, num_hidden_layers=4))
+    cache = WatchedCache(model.config, rdkv.CompressionConfig(budget=0.1, allocator_options={"scope": "model"}))
+
+    def watched(layer: CompressedLayer, *arguments: Any) -> None:
+        stored.append(cache.count())
+        store(layer, *arguments)
+
+    monkeypatch.setattr(CompressedLayer, "store", watched)
+    with torch.no_grad():
+        model(IDS, past_key_values=cache)
+    assert stored == [8, 6, 4, 2]  # the last layer's are the model's own until it returns
 
 
 def test_bytes_that_wait_for_the_whole_model() -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from waits import Waits
 
 from rdkv.kernels import naive_pack
 from rdkv.kernels.packed import NotFiniteError, Packed
@@ -164,6 +165,40 @@ def test_what_is_not_finite_is_named(bad: float, what: str, width: int) -> None:
     for packer, device in ((naive_pack.pack, "cpu"), (pack.pack, DEVICE)):
         with pytest.raises(NotFiniteError, match=f"{what} are not finite"):
             packer(*case.arguments(device))
+
+
+def test_begins_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [uniform(1, 2, 40, 32, 4, 8), uniform(1, 2, 70, 32, 8, 2)]
+    waits = Waits(monkeypatch, "rdkv.kernels.pack")
+    for kernel in ("_measure", "_write"):
+        monkeypatch.setattr(pack, kernel, waits.unseen(getattr(pack, kernel)))
+    begun = [pack.begin(*case.arguments(DEVICE)) for case in cases]
+    assert not waits.seen
+    packed = [part.finish() for part in begun]
+    assert waits.seen == ["readback", "readback"]
+    monkeypatch.undo()
+    for case, actual in zip(cases, packed, strict=True):
+        same(actual, naive_pack.pack(*case.arguments()))
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
+def test_a_gpu_is_not_waited_for() -> None:
+    case = uniform(1, 2, 70, 64, 4, 8)
+    arguments = case.arguments(DEVICE)
+    pack.pack(*arguments)  # compiles, and makes pinned memory
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+        begun, after = pack.begin(*arguments), torch.cuda.Event()
+        after.record()
+        assert not after.query()
+        torch.cuda._sleep(2_000_000_000)
+        after.record()
+        packed = begun.finish()
+        assert not after.query()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    same(packed, naive_pack.pack(*case.arguments()))
 
 
 @pytest.mark.parametrize("width", [4, 16])

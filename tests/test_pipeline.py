@@ -1,13 +1,16 @@
-"""The pipeline waits for the device once a layer, when the packed sizes are read."""
+"""The pipeline waits for the device once a layer, when the layer is finished."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
+import pytest
 import torch
+from packs import DEVICE
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
+from waits import Waits
 
 from rdkv import CompressionConfig
 from rdkv.runtime.observation import Observation
@@ -30,16 +33,54 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_scoring_and_allocating_read_nothing() -> None:
+def make_pipeline() -> Pipeline:
     config = LlamaConfig(num_hidden_layers=2, hidden_size=512, num_attention_heads=8, num_key_value_heads=2)
-    pipeline = Pipeline(config, CompressionConfig(budget=0.1, calibration="none"))
+    return Pipeline(config, CompressionConfig(budget=0.1, calibration="none"))
+
+
+def observe(tokens: int = TOKENS, device: str = "cpu") -> Observation:
+    keys, values = torch.randn(2, 1, HEADS, tokens, DIM, device=device).bfloat16()
+    queries = torch.randn(1, HEADS * GROUP, tokens, DIM, device=device).bfloat16()
+    return Observation(keys, values, queries, DIM**-0.5, 0)
+
+
+def test_scoring_and_allocating_read_nothing() -> None:
+    pipeline = make_pipeline()
     for seen_before in (False, True):  # tables are made, and sent to the device, the first time
-        keys, values = torch.randn(2, 1, HEADS, TOKENS, DIM).bfloat16()
-        queries = torch.randn(1, HEADS * GROUP, TOKENS, DIM).bfloat16()
         with Operations() as operations:
-            pending = pipeline.score(Observation(keys, values, queries, DIM**-0.5, 0))
+            pending = pipeline.score(observe())
             (planned,) = pipeline.allocate([pending])
         if seen_before:
             assert not READS & set(operations.counts)
-            assert sum(operations.counts.values()) < 400
-    assert pipeline.pack(pending, planned).nbytes * 8 <= planned.bits
+            assert sum(operations.counts.values()) < 380
+    assert pipeline.begin(pending, planned)().nbytes * 8 <= planned.bits
+
+
+def test_a_layer_is_waited_for_when_it_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the Triton packers, and what is sent to the host arrives when it is read."""
+    kernels = pytest.importorskip("rdkv.kernels.pack")
+    pipeline, layer = make_pipeline(), observe(100, DEVICE)
+    (planned,) = pipeline.allocate([pipeline.score(layer)])
+    expected = pipeline.begin(pipeline.score(layer), planned)()
+    monkeypatch.setattr("rdkv.plugins.rdkv.pack.triton_takes", lambda _: True)
+    waits = Waits(monkeypatch, "rdkv.kernels.pack", "rdkv.runtime.findings")
+    for kernel in ("_measure", "_write"):
+        monkeypatch.setattr(kernels, kernel, waits.unseen(getattr(kernels, kernel)))
+    pending = pipeline.score(layer)
+    (planned,) = pipeline.allocate([pending])
+    finish = pipeline.begin(pending, planned)
+    assert not waits.seen
+    segment = finish()
+    assert waits.seen == ["readback", "readback"]  # counts, and the figures of scores and plan
+    monkeypatch.undo()
+    assert all(map(torch.equal, segment.tensors(), expected.tensors()))
+
+
+def test_a_budget_that_may_hold_a_layer_is_decided_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = make_pipeline()
+    pipeline.config = CompressionConfig(budget=1.0, calibration="none")
+    pending = pipeline.score(observe())
+    waits = Waits(monkeypatch, "rdkv.runtime.findings")
+    (planned,) = pipeline.allocate([pending])
+    assert planned.whole
+    assert waits.seen[0] == "readback"

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from harness import HEADS, LAYERS, QKV, TOKEN_BYTES, forward, layer_of, new_cache, padding, prefill, random_qkv
+from harness import (
+    HEADS,
+    LAYERS,
+    QKV,
+    TOKEN_BYTES,
+    forward,
+    layer_of,
+    new_cache,
+    padding,
+    prefill,
+    random_qkv,
+    reachable_tensors,
+)
 from torch import Tensor
 
 import rdkv
-from rdkv.runtime.errors import RdkvError, UnsupportedModelError
+from rdkv.runtime.errors import PluginError, RdkvError, UnsupportedModelError
 
 SCOPES = ["head", "layer", "model"]
 LENGTHS = [60, 23, 60, 41]
+READS: dict[str, Callable[[rdkv.CompressedCache], Any]] = {
+    "nbytes": lambda cache: cache.nbytes,
+    "layer_nbytes": lambda cache: cache.layer_nbytes(0),
+    "full_nbytes": lambda cache: cache.full_nbytes,
+    "prompt_nbytes": lambda cache: cache.prompt_nbytes,
+    "prompt_full_nbytes": lambda cache: cache.prompt_full_nbytes,
+    "retention": lambda cache: cache.retention,
+    "plan": lambda cache: cache.plan(0).value_bits.tolist(),
+    "tensors": lambda cache: [tensor.tolist() for tensor in cache.tensors()],
+    "compress_seconds": lambda cache: cache.compress_seconds > 0,
+}
 
 
 def segment_bytes(cache: rdkv.CompressedCache) -> list[int]:
@@ -109,6 +136,81 @@ def test_whole_model_packs_when_the_last_layer_is_scored() -> None:
     assert cache.plan(0).value_bits.shape == (4, HEADS, 60)
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("lengths", [[60], LENGTHS])
+def test_packing_later_gives_the_same(scope: str, lengths: list[int], request: pytest.FixtureRequest) -> None:
+    caches = []
+    for fixture in (None, "late"):
+        if fixture:
+            request.getfixturevalue(fixture)
+        cache = new_cache(allocator_options={"scope": scope})
+        outputs = prefill(cache, random_qkv(len(lengths), 60), padding(lengths))
+        caches.append((cache, outputs))
+        assert cache.session.packing is None
+        assert not cache.session.underway
+    (at_once, expected), (later, outputs) = caches
+    assert all(map(torch.equal, outputs, expected))
+    assert same(later, at_once)
+
+
+def test_a_layer_is_finished_when_the_next_one_has_its_keys(late: None) -> None:
+    cache, (query, keys, values) = new_cache(), random_qkv(4, 60)
+    forward(cache, 0, (query, keys, values), padding(LENGTHS))
+    assert cache.session.packing is not None
+    assert not layer_of(cache, 0).segments
+    assert cache.get_seq_length() == 60
+    cache.update(keys, values, 1)
+    assert cache.session.packing is None
+    assert layer_of(cache, 0).segments
+
+
+@pytest.mark.parametrize("name", READS)
+def test_whoever_asks_sees_finished_layers(name: str, request: pytest.FixtureRequest) -> None:
+    seen = []
+    for fixture in (None, "late"):
+        if fixture:
+            request.getfixturevalue(fixture)
+        cache = new_cache()
+        forward(cache, 0, random_qkv(4, 60), padding(LENGTHS))
+        seen.append(READS[name](cache))
+        assert layer_of(cache, 0).segments
+        assert cache.session.packing is None
+    assert seen[0] == seen[1]
+    forward(cache, 1, random_qkv(4, 60), padding(LENGTHS))
+    assert cache.get_seq_length(1) == 60
+
+
+def test_what_is_wrong_with_a_layer_comes_out_in_the_prompts_pass(late: None) -> None:
+    used, fresh = new_cache(), new_cache()
+    qkv = random_qkv(1, 60)
+    bad: QKV = (qkv[0], qkv[1], torch.full_like(qkv[2], float("nan")))
+    for bad_layer in range(LAYERS):
+        with pytest.raises(PluginError, match=f"format 'mixed-bit', layer {bad_layer}: values are not finite"):
+            _ = [forward(used, layer, bad if layer == bad_layer else qkv) for layer in range(LAYERS)]
+        assert used.session.failed
+        assert used.get_seq_length() == 0
+    forward(used, 0, bad)
+    with pytest.raises(PluginError, match="layer 0: values"):
+        used.layer_nbytes(0)
+    for cache in (used, fresh):
+        prefill(cache, qkv)
+    assert same(used, fresh)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_pass_that_ends_early_is_noticed(scope: str, late: None) -> None:
+    """Whatever ended it, such as memory that ran out in an MLP, was no concern of the cache."""
+    used, fresh = (new_cache(allocator_options={"scope": scope}) for _ in range(2))
+    forward(used, 0, random_qkv(1, 60))
+    assert used.get_seq_length() == 60
+    with pytest.raises(RdkvError, match="before its last layer"):
+        forward(used, 0, random_qkv(1, 1))
+    assert used.get_seq_length() == 0
+    for cache in (used, fresh):
+        prefill(cache, random_qkv(1, 60, seed=1))
+    assert same(used, fresh)
+
+
 def test_scores_are_kept_if_asked_for() -> None:
     cache = new_cache()
     prefill(cache, random_qkv(4, 60), padding(LENGTHS))
@@ -131,9 +233,31 @@ def test_seconds_add_up() -> None:
     assert cache.compress_seconds == seen[1]
 
 
+def test_seconds_are_of_compression_alone(late: None) -> None:
+    cache, qkv = new_cache(), random_qkv(1, 60)
+    prefill(cache, qkv)
+    cache.reset()
+    begin = time.perf_counter()
+    forward(cache, 0, qkv)
+    begun = cache.session.stopwatch.seconds
+    time.sleep(1)  # the layer's MLP
+    forward(cache, 1, qkv)
+    assert begun > 0
+    assert begun < cache.compress_seconds < time.perf_counter() - begin - 1
+
+
 def same(first: rdkv.CompressedCache, second: rdkv.CompressedCache) -> bool:
     pairs = list(zip(first.tensors(), second.tensors(), strict=True))
     return bool(pairs) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_reset_drops_what_is_being_packed(late: None) -> None:
+    cache = new_cache()
+    forward(cache, 0, random_qkv(1, 60))
+    cache.reset()
+    assert cache.session.packing is None
+    assert cache.nbytes == cache.get_seq_length() == 0
+    assert not list(reachable_tensors(cache))
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -158,6 +282,8 @@ def test_error_in_a_later_layer_leaves_no_half_of_a_prompt(scope: str) -> None:
     forward(used, 0, qkv)
     with pytest.raises(RdkvError):
         forward(used, 1, bad)
+    assert used.session.packing is None
+    assert not used.session.waiting
     assert used.get_seq_length() == 0
     for cache in (used, fresh):
         prefill(cache, qkv)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -13,7 +13,7 @@ from ...runtime.errors import ConfigError
 from ...runtime.interfaces import CacheFormat, PackedSegment, PluginOptions
 from ...runtime.ladder import Distortion, Ladder
 from ...runtime.plan import BitPlan
-from .pack import pack
+from .pack import begin
 from .segment import MixedBitSegment, join_segments
 
 WIDTHS = (0, 2, 4, 8, 16)
@@ -94,7 +94,10 @@ class MixedBit(CacheFormat):
         )
 
     def pack(self, keys: Tensor, values: Tensor, plan: BitPlan) -> PackedSegment:
-        return pack(keys, values, plan, self.options.positions)
+        return self.begin(keys, values, plan)()
+
+    def begin(self, keys: Tensor, values: Tensor, plan: BitPlan) -> Callable[[], PackedSegment]:
+        return begin(keys, values, plan, self.options.positions)
 
     def join(
         self, segments: Sequence[PackedSegment], rows: Sequence[Sequence[int]]

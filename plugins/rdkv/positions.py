@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -34,14 +35,11 @@ class Positions:
             bits, pinned: ``[R, T]`` uint8 and bool.
             kept_total, pinned_total: how many tokens of all rows are kept without being pinned, and pinned.
         """
-        kept = (bits > 0) & ~pinned
+        kept = bits.masked_fill(pinned, 0) > 0
         widths = bits[kept.nonzero_static(size=kept_total).unbind(1)]
-        codes = torch.zeros_like(widths)
-        for width in VALUE_CLASSES[:-1]:
-            codes += widths < width
         return cls(
-            kept=naive.pack_bits(kept.to(torch.uint8), 1),
-            classes=naive.pack_bits(codes, 2),
+            kept=naive.pack_bits(kept.view(torch.uint8), 1),
+            classes=naive.pack_bits(_class_of(bits.device)[widths.int()], 2),
             pinned=pinned.nonzero_static(size=pinned_total)[:, 1].int(),
         )
 
@@ -63,3 +61,11 @@ class Positions:
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor held."""
         return self.kept, self.classes, self.pinned
+
+
+@cache
+def _class_of(device: torch.device) -> Tensor:
+    """``[17]`` uint8, by width. Made once: while it is sent to a GPU the GPU is waited for."""
+    table = torch.zeros(VALUE_CLASSES[0] + 1, dtype=torch.uint8)
+    table[list(VALUE_CLASSES)] = torch.arange(len(VALUE_CLASSES), dtype=torch.uint8)
+    return table.to(device)
