@@ -10,6 +10,7 @@ from torch import Tensor
 from .packed import (
     BLOCK,
     CODED16,
+    COLUMN_START,
     COLUMNS,
     KEY_EXPONENT,
     NOT_FINITE,
@@ -54,10 +55,10 @@ def _check_counts(counts: Sequence[int], raw: int, dim: int, where: str) -> None
     coded = counts[: CODED16 + 1]
     if min(counts) < 0 or list(coded) != sorted(coded, reverse=True):
         raise ValueError(f"{where}: counts {list(counts)} are negative, or rise from one width to the next")
-    words = counts[COLUMNS:KEY_EXPONENT]
+    sizes, words = row_sizes(counts, dim), counts[COLUMNS:KEY_EXPONENT]
     if any(count % BLOCK for count in words) or (any(words) and not counts[TOKENS]):
         raise ValueError(f"{where}: key columns {list(words)} for {counts[TOKENS]} tokens")
-    if min(row_sizes(counts, dim)) < 0:
+    if min(sizes) < 0 or counts[COLUMNS] > 2 * sizes[COLUMN_START]:  # a column has one word an octet, or two
         raise ValueError(f"{where}: counts {list(counts)} contradict each other")
     if not 0 <= raw <= counts[PINNED]:
         raise ValueError(f"{where}: {raw} of {counts[PINNED]} pinned tokens are raw")

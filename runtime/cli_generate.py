@@ -37,12 +37,12 @@ def refuse_compression(flags: Mapping[str, Any]) -> None:
     """Refuse flags of compression beside ``--cache``, which brings what is compressed."""
     from .errors import ConfigError
 
-    if flags["cache"] is not None and (
-        given := [name for name in COMPRESSION_FLAGS if flags.get(name) not in (None, {}, ())]
-    ):
-        raise ConfigError(
-            f"--cache brings a compressed prompt; --{given[0].replace('_', '-')} has no effect, leave it out"
-        )
+    if flags["cache"] is None:
+        return
+    for name in COMPRESSION_FLAGS:
+        if flags[name] not in (None, {}, ()):
+            flag = name.removesuffix("s") if name.endswith("_options") else name
+            raise ConfigError(f"--{flag.replace('_', '-')} has no effect on a prompt that --cache brings compressed")
 
 
 def generate(settings: RunSettings) -> GenerationReport:

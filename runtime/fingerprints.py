@@ -47,9 +47,7 @@ def model_fingerprint(model: Any) -> str:
     digest.update(msgspec.json.encode({name: getattr(config, name, None) for name in FIELDS}, order="sorted"))
     for name, weight in sorted(model.named_parameters()):
         if weight.is_meta:
-            raise UnsupportedModelError(
-                f"the weight {name} is offloaded; load the model into memory to save its caches"
-            )
+            raise UnsupportedModelError(f"the weight {name} is offloaded; a saved cache needs the model in memory")
         digest.update(f"{name} {list(weight.shape)} {weight.dtype} ".encode())
         digest.update(_sample(weight.detach()))
     return digest.hexdigest()

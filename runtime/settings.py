@@ -109,9 +109,7 @@ def compression_config(settings: RunSettings) -> CompressionConfig:
         if value not in (None, (), {}):
             given[name] = value
     if not any(name in given for name in BUDGETS):
-        raise ConfigError(
-            "no budget: give --budget (a fraction; 1 keeps everything), --budget-tokens or --budget-bytes"
-        )
+        raise ConfigError("no budget: give --budget (a fraction, 1 keeps all), --budget-tokens or --budget-bytes")
     return CompressionConfig(**given)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .cache import CompressedCache
 from .checks import blame
 from .config import BackendName
-from .errors import CacheFileError, ConfigError, PluginError
+from .errors import CacheFileError, ConfigError, PluginError, RdkvError
 from .fingerprints import cache_sizes, dtype_name, layer_devices, model_fingerprint, tokenizer_fingerprint
 from .interfaces import CacheFormat, PackedSegment
 from .layer import CompressedLayer
@@ -123,6 +123,8 @@ class StoredCache:
                     segments, joined = self._segments(layer.index, headers, cache_format, device)
             except PluginError as error:
                 raise self._wrong(str(error)) from error
+            except RdkvError as error:
+                raise CacheFileError(f"{self.path}: {error}") from error
             layer.resume(self.header.tokens, self.groups, segments, joined, (tail[0], tail[1]))
 
     def restore(

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...kernels import naive
 from ...kernels.packed import KEY_EXPONENT, PINNED, TOKENS, VALUE_EXPONENT, Packed, layout, split
 from ...kernels.packed_check import STORED, check
+from ...runtime.errors import ConfigError
 from ...runtime.interfaces import PackedSegment
 from .positions import Positions
 from .segment import MixedBitSegment
@@ -22,6 +23,7 @@ PACKED = (
     "counts", "key_codes", "key_columns", "key_affine", "value_codes", "value_affine", "pinned_keys", "pinned_values",
 )  # fmt: skip
 POSITIONS = ("kept", "classes", "pinned")
+LAYOUT = 1  # to be raised whenever the tensors of a `Packed` come to mean something else
 
 Shape = tuple[int, int, int, int]
 
@@ -30,10 +32,12 @@ class SegmentHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the tensors of a segment do not say.
 
     Attributes:
+        layout: what the tensors mean.
         kind: of the segment.
         raw: `Packed.raw`.
     """
 
+    layout: int
     kind: Literal["packed", "whole", "empty"]
     raw: tuple[int, ...] = ()
 
@@ -41,24 +45,29 @@ class SegmentHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def dump(segment: PackedSegment) -> tuple[dict[str, Tensor], SegmentHeader]:
     """Tensors and header of a segment; of one that shares its `Packed` with others, those of its own part."""
     if isinstance(segment, EmptySegment):
-        return {}, SegmentHeader("empty")
+        return {}, SegmentHeader(LAYOUT, "empty")
     if isinstance(segment, WholeSegment):
-        return {"keys": segment.keys, "values": segment.values}, SegmentHeader("whole")
+        return {"keys": segment.keys, "values": segment.values}, SegmentHeader(LAYOUT, "whole")
     assert isinstance(segment, MixedBitSegment)
     rows = range(segment.packed.batch) if segment.rows is None else segment.rows
     packed = split(segment.packed, rows)
     tensors: dict[str, Tensor] = {name: getattr(packed, name) for name in PACKED}
     if segment.positions is not None:
         tensors |= {name: getattr(segment.positions, name) for name in POSITIONS}
-    return tensors, SegmentHeader("packed", packed.raw)
+    return tensors, SegmentHeader(LAYOUT, "packed", packed.raw)
 
 
 def load(tensors: Mapping[str, Tensor], header: SegmentHeader, shape: Shape, device: torch.device) -> PackedSegment:
     """The segment that `dump` took apart, of ``shape`` ``(B, H, T, D)``; everything that decoding relies on is checked.
 
     Raises:
+        ConfigError: a layout of another version.
         ValueError: saying what cannot be.
     """
+    if header.layout != LAYOUT:
+        raise ConfigError(
+            f"packed in layout {header.layout}, and this rdkv reads {LAYOUT}; use the rdkv that packed it"
+        )
     names = {"empty": (), "whole": ("keys", "values"), "packed": PACKED}[header.kind]
     positions = POSITIONS if header.kind == "packed" and POSITIONS[0] in tensors else ()
     if tensors.keys() != {*names, *positions}:
