@@ -65,9 +65,7 @@ def load(tensors: Mapping[str, Tensor], header: SegmentHeader, shape: Shape, dev
         ValueError: saying what cannot be.
     """
     if header.layout != LAYOUT:
-        raise ConfigError(
-            f"packed in layout {header.layout}, and this rdkv reads {LAYOUT}; use the rdkv that packed it"
-        )
+        raise ConfigError(f"packed in layout {header.layout}, this rdkv reads {LAYOUT}; use the rdkv that packed it")
     names = {"empty": (), "whole": ("keys", "values"), "packed": PACKED}[header.kind]
     positions = POSITIONS if header.kind == "packed" and POSITIONS[0] in tensors else ()
     if tensors.keys() != {*names, *positions}:
