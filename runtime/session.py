@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -159,6 +160,13 @@ class Session:
     def seconds(self) -> float:
         """Seconds spent on scoring, allocating and packing; waits for a GPU that is still at it."""
         return self.stopwatch.seconds
+
+    def fork(self) -> Session:
+        """A session that knows the same of the prompt, for another cache."""
+        fork = copy(self)  # its plugins, too
+        fork.prompt_lengths, fork.scores = [*self.prompt_lengths], {**self.scores}
+        fork.padding, fork.waiting = None, []
+        return fork
 
     def reset(self) -> None:
         """Forget the prompt."""
