@@ -130,14 +130,11 @@ def python_m_rdkv(*arguments: str, **options: Any) -> subprocess.CompletedProces
 def test_in_processes_of_their_own(tiny_folder: Path, tmp_path: Path) -> None:
     """The prompt comes from standard input, the model from the file, and a damaged file is one line."""
     relative = os.path.relpath(tiny_folder, tmp_path)
-    made = python_m_rdkv(
-        "compress", "--model", relative, "--prompt-file", "-", "--out", "doc.rdkv", "--budget", "0.3", "--device", "cpu",
-        input=TEXT, cwd=tmp_path,
-    )  # fmt: skip
+    given = ["--model", relative, "--prompt-file", "-", "--budget", "0.3", "--device", "cpu"]
+    made = python_m_rdkv("compress", *given, "--out", "doc.rdkv", input=TEXT, cwd=tmp_path)
     assert (made.returncode, made.stderr) == (0, "")
     asked = python_m_rdkv("generate", "--cache", str(tmp_path / "doc.rdkv"), *ASK)
     assert (asked.returncode, asked.stderr) == (0, "")
-    assert "184 read" not in asked.stdout
     assert f"{180 + len('Who?') + 2} read, 4 written" in asked.stdout
     whole = (tmp_path / "doc.rdkv").read_bytes()
     (tmp_path / "doc.rdkv").write_bytes(whole[: len(whole) // 2])

@@ -66,7 +66,7 @@ def test_rows_in_between_are_not_looked_at(tiny_model: TinyModel) -> None:
 
 
 def test_an_offloaded_model_has_none(tiny_model: TinyModel) -> None:
-    with pytest.raises(UnsupportedModelError, match="the weight .* is offloaded"):
+    with pytest.raises(UnsupportedModelError, match=r"the weight .* is offloaded"):
         model_fingerprint(tiny_model("llama").to("meta"))
 
 

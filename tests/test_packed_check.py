@@ -114,7 +114,7 @@ def test_sizes(packed: Packed) -> None:
     with pytest.raises(ValueError, match="row 0: 5 counts"):
         check(replace(packed, host_counts=tuple(row[:5] for row in packed.host_counts)))
     for raw in (-1, packed.host_counts[1][PINNED] + 1):
-        with pytest.raises(ValueError, match="row 1: .* pinned tokens are raw"):
+        with pytest.raises(ValueError, match=r"row 1: .* pinned tokens are raw"):
             check(replace(packed, raw=(0, raw, 0, 0)))
 
 

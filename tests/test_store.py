@@ -119,6 +119,25 @@ def test_a_file_serves_any_number_of_times(tiny_model: TinyModel, tmp_path: Path
         assert torch.equal(logits(model, rdkv.load(tmp_path / name, model)), expected)
 
 
+@pytest.mark.parametrize("budget", [0.3, 1.0])
+def test_forks_of_a_loaded_cache(tiny_model: TinyModel, tmp_path: Path, budget: float) -> None:
+    model = tiny_model("llama")
+    cache = fill(model, IDS, MASK, budget)
+    expected = logits(model, cache.fork(), MASK)
+    with torch.no_grad():
+        model(IDS[:, :7], attention_mask=torch.cat([MASK, MASK[:, -7:]], 1), past_key_values=cache)
+    rdkv.save(cache, tmp_path / "doc.rdkv", model, torch.cat([IDS, IDS], 1))
+    loaded = rdkv.load(tmp_path / "doc.rdkv", model)
+    for _ in range(2):
+        fork = loaded.fork()
+        assert fork.token_ids is not None
+        assert torch.equal(fork.token_ids, IDS)  # without the tokens after the prompt
+        assert torch.equal(logits(model, fork, MASK), expected)
+    assert loaded.get_seq_length() == 67
+    rdkv.save(fork, tmp_path / "fork.rdkv", model, torch.cat([IDS, IDS], 1))
+    assert rdkv.load(tmp_path / "fork.rdkv", model).get_seq_length() == 66
+
+
 def test_a_loaded_cache_can_be_emptied_and_filled_anew(tiny_model: TinyModel, tmp_path: Path) -> None:
     model = tiny_model("llama")
     rdkv.save(fill(model, IDS[:1]), tmp_path / "doc.rdkv", model, IDS[:1])
@@ -143,7 +162,7 @@ def test_positions_that_were_not_kept(tiny_model: TinyModel, tmp_path: Path) -> 
 def test_scores_are_not_in_a_file(tiny_model: TinyModel, tmp_path: Path) -> None:
     model = tiny_model("llama")
     rdkv.save(fill(model, IDS), tmp_path / "doc.rdkv", model, IDS)
-    with pytest.raises(rdkv.RdkvError, match="layer 1 has no scores: .* not in a file"):
+    with pytest.raises(rdkv.RdkvError, match=r"layer 1 has no scores: .* not in a file"):
         rdkv.load(tmp_path / "doc.rdkv", model).scores(1)
 
 
@@ -160,7 +179,7 @@ def test_existing_files_are_kept(tiny_model: TinyModel, tmp_path: Path) -> None:
     model = tiny_model("llama")
     cache, path = fill(model, IDS), tmp_path / "doc.rdkv"
     path.write_text("mine")
-    with pytest.raises(rdkv.ConfigError, match="doc.rdkv exists; give another name, or overwrite it"):
+    with pytest.raises(rdkv.ConfigError, match=r"doc\.rdkv exists; give another name, or overwrite it"):
         rdkv.save(cache, path, model, IDS)
     assert path.read_text() == "mine"
     rdkv.save(cache, str(path), model, IDS, overwrite=True)
