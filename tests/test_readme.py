@@ -11,7 +11,8 @@ import pytest
 from rdkv.runtime.cli import run
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
+COMMAND = re.compile("rdkv (generate|compress|inspect|plugins|calibrate) ")
+COMMANDS = [line for line in README.splitlines() if COMMAND.match(line)]
     line for line in README.splitlines() if re.match("rdkv (generate|compress|inspect|plugins|calibrate) ", line)
 ]
 
