@@ -14,22 +14,19 @@ from .decode_plan import DecodePlan, Tile, choose_tile, make_plan
 from .packed import Packed
 from .tail import Tail as Tail
 
-MOST_QUERIES = 16  # rows of queries (group times new tokens) of one launch
+QUERIES = 8  # rows of queries (group times new tokens) of one program
 
 
-def plan(
-    packed: Packed, tail_capacity: int = 0, queries: int = 8, tile: Tile | None = None, pinned: bool = True
-) -> DecodePlan:
+def plan(packed: Packed, tail_capacity: int = 0, tile: Tile | None = None, pinned: bool = True) -> DecodePlan:
     """Work items for a prompt, for `attend`; made once after packing, and again when a tail's buffer is exchanged.
 
     Args:
         packed: the prompt.
         tail_capacity: tokens that the tail's buffer holds, 0 for no tail.
-        queries: most query rows of a KV head at once (group times new tokens).
         tile: shape of a tile, if not the one that suits the prompt.
         pinned: whether to attend to the pinned tokens too.
     """
-    return make_plan(packed, tail_capacity, tile or choose_tile(packed, min(queries, MOST_QUERIES)), pinned)
+    return make_plan(packed, tail_capacity, tile or choose_tile(packed), pinned)
 
 
 def attend(
@@ -58,16 +55,11 @@ def attend(
     Raises:
         ValueError: shapes that do not fit together.
     """
-    _, q_heads, length, _ = query.shape
     _check(query, packed, plan, tail)
-    group = q_heads // packed.heads
     query = query if query.stride(-1) == 1 else query.contiguous()
     out = torch.empty(query.shape, dtype=dtype or torch.float32, device=query.device)
     lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
-    step = max(1, MOST_QUERIES // group)
-    for first in range(0, length, step):
-        part = slice(first, first + step)
-        _launch(query[:, :, part], packed, plan, scale, tail, out[:, :, part], lse[:, :, part])
+    _launch(query, packed, plan, scale, tail, out, lse)
     return out, lse
 
 
@@ -100,15 +92,16 @@ def _launch(
     early = _launches_early(query.device)
     options = {"launch_pdl": True} if early else {}
     if items:
-        attend_kernel[(items,)](
+        attend_kernel[(items * -(-group * length // QUERIES),)](
             query, *query.stride()[:3],
             packed.key_codes, packed.key_columns, packed.key_affine.view(torch.int32),
             packed.value_codes, packed.value_affine.view(torch.int32), packed.pinned_keys, packed.pinned_values,
             packed.counts, packed.starts,
             keys, values, *strides, packed.counts if tail is None else tail.lengths,
             plan.items, parts, part_lses, scale * naive.LOG2_E,
-            H=packed.heads, G=group, Q=length, N=max(8, triton.next_power_of_2(group * length)), D=dim, DP=padded,
-            W=tile.words, CA=tile.columns, CB=tile.more_columns, MANY=tile.many, BT=16 * tile.warps, PDL=early,
+            H=packed.heads, G=group, Q=length, N=QUERIES, D=dim, DP=padded,
+            W=tile.octets, NA=tile.nibbles, NB=tile.more_nibbles, NS=tile.pairs, MANY=tile.many,
+            AHEAD=tile.ahead, BT=16 * tile.warps, PDL=early,
             num_warps=tile.warps, num_stages=1, maxnreg=tile.registers, **options,
         )  # fmt: skip
     together = min(64, max(4, triton.next_power_of_2(plan.most_items)))

@@ -1,7 +1,7 @@
-"""What decode attention does with codes: 2-bit planes under a mask as operands of the tensor cores.
+"""What decode attention does with codes: digits under a mask as operands of the tensor cores.
 
-A 16-bit word holds one code of each of eight tokens. Two bits of it under a mask, read as float16, are a
-subnormal number, ``code * 4^j * 2^-24`` exactly: no shift and no conversion for the four tokens of each byte.
+A 16-bit word holds nibbles of four tokens or 2-bit digits of eight. One digit of it under a mask, read as float16, is
+a subnormal number, ``digit * 2^shift * 2^-24`` exactly: no shift and no conversion for those in the lower byte.
 Whoever multiplies pays the powers of two back.
 """
 
@@ -12,7 +12,10 @@ import os
 import triton
 import triton.language as tl
 
+from .packed import CHANNEL_BITS
+
 # The interpreter has no inline assembly; there the masks are plain operations on 16-bit integers.
+_CHANNEL_BITS, _CHANNEL = tl.constexpr(CHANNEL_BITS), tl.constexpr((1 << CHANNEL_BITS) - 1)
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
 
@@ -34,30 +37,54 @@ def codes(words, MASK: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def upper(words):
-    """The upper byte of every word in its lower byte; what the upper byte holds then is arbitrary."""
+def down(words, BITS: tl.constexpr):
+    """Every word shifted right by ``BITS``, 8 or 2; as many upper bits are arbitrary then."""
     if _INTERPRETED:
-        return ((words.to(tl.int32) & 0xFFFF) >> 8).to(tl.int16)
-    return tl.inline_asm_elementwise("shr.u32 $0, $1, 8;", "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
+        return ((words.to(tl.int32) & 0xFFFF) >> BITS).to(tl.int16)
+    asm: tl.constexpr = "shr.u32 $0, $1, 8;" if BITS == 8 else "shr.u32 $0, $1, 2;"
+    return tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
 
 
 @triton.jit
-def multiply(w, q, c0, c1, c2, c3):
-    """``c_j + codes_j(w) @ q`` for the four tokens of the lower byte; returns the four sums."""
-    c0 = dot(codes(w, 3, "0x00030003"), q, c0)
-    c1 = dot(codes(w, 12, "0x000c000c"), q, c1)
-    c2 = dot(codes(w, 48, "0x00300030"), q, c2)
-    c3 = dot(codes(w, 192, "0x00c000c0"), q, c3)
+def multiply_nibbles(w, q, c0, c1, c2, c3):
+    """``c_j + digits_j(w) @ q`` for the four nibbles of each word; odd sums are 16 times too large."""
+    c0 = dot(codes(w, 0x0F, "0x000f000f"), q, c0)
+    c1 = dot(codes(w, 0xF0, "0x00f000f0"), q, c1)
+    w = down(w, 8)
+    c2 = dot(codes(w, 0x0F, "0x000f000f"), q, c2)
+    c3 = dot(codes(w, 0xF0, "0x00f000f0"), q, c3)
     return c0, c1, c2, c3
 
 
 @triton.jit
-def accumulate(w, a0, a1, a2, a3, acc):
-    """``acc + sum_j codes_j(w) @ a_j`` for the four tokens of the lower byte."""
-    acc = dot(codes(w, 3, "0x00030003"), a0, acc)
-    acc = dot(codes(w, 12, "0x000c000c"), a1, acc)
-    acc = dot(codes(w, 48, "0x00300030"), a2, acc)
-    return dot(codes(w, 192, "0x00c000c0"), a3, acc)
+def multiply_pairs(w, q, c0, c1, c2, c3):
+    """The same for the four 2-bit digits of the lower byte."""
+    c0 = dot(codes(w, 0x03, "0x00030003"), q, c0)
+    c1 = dot(codes(w, 0x30, "0x00300030"), q, c1)
+    w = down(w, 2)
+    c2 = dot(codes(w, 0x03, "0x00030003"), q, c2)
+    c3 = dot(codes(w, 0x30, "0x00300030"), q, c3)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def accumulate_nibbles(w, a0, a1, a2, a3, acc):
+    """``acc + sum_j digits_j(w) @ a_j`` for the four nibbles of each word, those of odd ``j`` 16 times too large."""
+    acc = dot(codes(w, 0x0F, "0x000f000f"), a0, acc)
+    acc = dot(codes(w, 0xF0, "0x00f000f0"), a1, acc)
+    w = down(w, 8)
+    acc = dot(codes(w, 0x0F, "0x000f000f"), a2, acc)
+    return dot(codes(w, 0xF0, "0x00f000f0"), a3, acc)
+
+
+@triton.jit
+def accumulate_pairs(w, a0, a1, a2, a3, acc):
+    """The same for the four 2-bit digits of the lower byte."""
+    acc = dot(codes(w, 0x03, "0x00030003"), a0, acc)
+    acc = dot(codes(w, 0x30, "0x00300030"), a1, acc)
+    w = down(w, 2)
+    acc = dot(codes(w, 0x03, "0x00030003"), a2, acc)
+    return dot(codes(w, 0x30, "0x00300030"), a3, acc)
 
 
 @triton.jit
@@ -104,17 +131,36 @@ def load_query(q_ptr, ni, di, strides_h, strides_q, NQ: tl.constexpr, Q: tl.cons
 
 
 @triton.jit
-def key_words(key_codes, word, column, n, C):
-    """Words ``[W, columns]`` of some key columns."""
-    mask = (word * 8 < n)[:, None] & (column < C)[None, :]
+def key_words(key_codes, word, column, n, end, C):
+    """Words ``[W, columns]`` of some key columns, those before ``end``, of the ``C`` words of each octet."""
+    mask = (word * 8 < n)[:, None] & (column < end)[None, :]
     return tl.load(key_codes + word.to(tl.int64)[:, None] * C + column[None, :], mask=mask, other=0)
 
 
 @triton.jit
-def value_words(plane, pair, d2, blocks, D: tl.constexpr):
-    """Words of one plane of values, ``[W / 2, 2 * DP]``: a row holds two words of each channel."""
-    mask = (pair < blocks)[:, None] & (d2 < 2 * D)[None, :]
-    return tl.load(plane + pair.to(tl.int64)[:, None] * (2 * D) + d2[None, :], mask=mask, other=0)
+def key_nibbles(key_codes, octet, column, n, A, C, f, s0, s1, s2, s3, s4, s5, s6, s7):
+    """Sums of eight tokens plus what some of the ``A`` nibble columns, with folded queries ``f``, add to them."""
+    lower = key_words(key_codes, octet, column, n, A, C)
+    s0, s1, s2, s3 = multiply_nibbles(lower, f, s0, s1, s2, s3)
+    later = key_words(key_codes + A, octet, column, n, A, C)
+    s4, s5, s6, s7 = multiply_nibbles(later, f, s4, s5, s6, s7)
+    return s0, s1, s2, s3, s4, s5, s6, s7
+
+
+@triton.jit
+def key_pairs(key_codes, octet, column, n, S, C, f, s0, s1, s2, s3, s4, s5, s6, s7):
+    """The same of some of the ``S`` columns of 2 bits."""
+    w = key_words(key_codes, octet, column, n, S, C)
+    s0, s1, s2, s3 = multiply_pairs(w, f, s0, s1, s2, s3)
+    s4, s5, s6, s7 = multiply_pairs(down(w, 8), f, s4, s5, s6, s7)
+    return s0, s1, s2, s3, s4, s5, s6, s7
+
+
+@triton.jit
+def value_words(plane, block, d2, first, end, stride, D: tl.constexpr):
+    """Words of blocks ``first`` to ``end`` of a plane of values, ``[W / 2, 2 * DP]``: two octets of each channel."""
+    mask = ((block >= first) & (block < end))[:, None] & (d2 < 2 * D)[None, :]
+    return tl.load(plane + block.to(tl.int64)[:, None] * stride + d2[None, :], mask=mask, other=0)
 
 
 @triton.jit
@@ -124,11 +170,28 @@ def across(v, W: tl.constexpr, DP: tl.constexpr):
 
 
 @triton.jit
-def fold_query(q_ptr, q_at, key_columns, key_affine, norm, ni, at, C, NQ: tl.constexpr):
-    """Queries times the scale of each key column and the weight of its plane, ``[columns, N]`` float16."""
-    column = tl.load(key_columns + at, mask=at < C, other=-1).to(tl.int32)
-    channel = column & 255
+def column_scales(key_columns, key_affine, at, end):
+    """Channel of each key column, and its scale times the weight of its digit; 0 for padding."""
+    column = tl.load(key_columns + at, mask=at < end, other=-1).to(tl.int32)
+    channel = tl.where(column >= 0, column & _CHANNEL, 0)
     scale = scale_of(tl.load(key_affine + channel, mask=column >= 0, other=0))
-    scale *= tl.exp2(2.0 * (column >> 8).to(tl.float32))
-    q = tl.load(q_ptr + q_at[None, :] + channel[:, None], mask=(ni < NQ)[None, :] & (column >= 0)[:, None], other=0.0)
+    return channel, scale * tl.exp2(2.0 * (column >> _CHANNEL_BITS).to(tl.float32))
+
+
+@triton.jit
+def fold_query(q_ptr, q_at, channel, scale, norm, ni, NQ: tl.constexpr):
+    """Queries times what `column_scales` gives, ``[columns, N]`` float16."""
+    q = tl.load(q_ptr + q_at[None, :] + channel[:, None], mask=(ni < NQ)[None, :], other=0.0)
     return (q.to(tl.float32) * norm[None, :] * scale[:, None]).to(tl.float16)
+
+
+@triton.jit
+def prefetch(words, first, count, end, LINES: tl.constexpr):
+    """Ask for ``count`` words from ``first`` on, of those before ``end``: into the L2 cache, without waiting."""
+    if LINES > 0 and not _INTERPRETED:
+        line = tl.arange(0, LINES) * 64
+        wanted = (line < count) & (first + line < end)
+        asm: tl.constexpr = "{.reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0;}"
+        tl.inline_asm_elementwise(
+            asm, "=r,l,r", [words + (first + line), wanted.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1
+        )

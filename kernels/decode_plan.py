@@ -12,18 +12,19 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .packed import CODED4, CODED8, CODED16, COLUMNS, PINNED, TOKENS, Packed
+from .packed import CODED4, CODED8, CODED16, COLUMNS, NIBBLES, PINNED, TOKENS, Packed
 
 PACKED_ZONE, PINNED_ZONE, TAIL_ZONE = range(3)
 
-WORD = 8  # tokens of a 16-bit word
+OCTET = 8  # slots that stand side by side in words
+MOST_NIBBLES, MOST_MORE, MOST_PAIRS = 128, 64, 128  # columns for which there are registers
 PINNED_CHUNKS = (128, 512)  # pinned tokens of an item, at least and at most
 TAIL_CHUNK = 256  # tail tokens of an item, at least
 TAIL_ITEMS = 32  # items of a row's tail, at most
-# What an item takes beside its tiles (folding the query, writing its part, a share of the merge), in tiles, and
-# what each plane of values above the lowest adds to a tile.
-OVERHEAD = 0.5
-PLANE = 0.4
+# Work is counted in words that a tile reads of an octet of slots; as many more are what a tile takes whatever it
+# reads, and an item whatever its tiles are (folding the query, writing its part, a share of the merge).
+TILE_WORK, ITEM_WORK = 250.0, 350.0
+MOST_WAVES = 6  # of items, one after the other on the device, that are tried
 
 
 @dataclass(frozen=True)
@@ -31,36 +32,52 @@ class Tile:
     """Compile-time shape of the packed zone's kernel.
 
     Attributes:
-        words: words of a tile, each of 8 slots.
-        columns, more_columns: key columns for which a program keeps the folded query, powers of two, the second no
-            more than the first.
-        many: whether some head has more columns than both; those are folded for every tile.
+        octets: octets of slots of a tile, a power of two.
+        nibbles, more_nibbles, pairs: key columns of 4 and of 2 bits for which a program keeps the folded query, each a
+            power of two of at least 16, or 0.
+        many: whether some head has more columns than these; they are folded for every tile.
         warps: warps of a program.
         registers: most registers of a thread, None for no bound.
         resident: programs that a multiprocessor runs at once.
+        ahead: whether a program asks for its first values too, beside its first keys, before it has the query.
     """
 
-    words: int
-    columns: int
-    more_columns: int
+    octets: int
+    nibbles: int
+    more_nibbles: int
+    pairs: int
     many: bool
     warps: int
     registers: int | None
     resident: int
+    ahead: bool = True
 
 
-def choose_tile(packed: Packed, queries: int) -> Tile:
-    """The shape measured to be the fastest for a prompt's size, its widest head and some query rows a KV head."""
-    widest = max((row[COLUMNS] for row in packed.host_counts), default=0)
-    columns = min(128, max(16, 1 << (widest.bit_length() - 1) if widest else 16))
-    more = min(columns, max(16, 1 << (widest - columns - 1).bit_length() if widest > columns else 16))
-    many = widest > columns + more
-    if queries > 8:  # twice the sums: fewer tokens a tile, and two programs a multiprocessor
-        return Tile(32, columns, more, many, warps=4, registers=None, resident=2)
+def choose_tile(packed: Packed) -> Tile:
+    """The shape measured to be the fastest for a prompt's size and its widest head."""
+    columns = kept_columns(packed)
+    if packed.dim > 128:
+        return Tile(32, *columns, warps=4, registers=168, resident=3)
     # Small tiles where large ones would not give every program one.
-    tiles = sum(-(-row[TOKENS] // (64 * WORD)) for row in packed.host_counts)
-    small = packed.dim > 128 or tiles < 3 * processors(packed.counts.device)
-    return Tile(32 if small else 64, columns, more, many, warps=4, registers=168, resident=3)
+    tiles = sum(-(-row[TOKENS] // (64 * OCTET)) for row in packed.host_counts)
+    if tiles < 2 * processors(packed.counts.device):
+        return Tile(32, *columns, warps=2, registers=None, resident=4, ahead=False)
+    return Tile(64, *columns, warps=4, registers=168, resident=3)
+
+
+def kept_columns(packed: Packed) -> tuple[int, int, int, bool]:
+    """``nibbles``, ``more_nibbles``, ``pairs`` and ``many`` of the tile that suits a prompt's widest heads."""
+    widest = max((row[NIBBLES] for row in packed.host_counts), default=0)
+    pairs = max((row[COLUMNS] - 2 * row[NIBBLES] for row in packed.host_counts), default=0)
+    first = min(MOST_NIBBLES, _power_of_two(widest, 16))
+    more = min(MOST_MORE, _power_of_two(widest - first, MOST_MORE))
+    kept = min(MOST_PAIRS, _power_of_two(pairs, 64))  # fewer make the compiler spill registers
+    return first, more, kept, widest > first + more or pairs > kept
+
+
+def _power_of_two(columns: int, least: int) -> int:
+    """The least one that is at least ``least`` and ``columns``; 0 for none."""
+    return 1 << (max(columns, least) - 1).bit_length() if columns > 0 else 0
 
 
 @dataclass(frozen=True)
@@ -88,19 +105,20 @@ def make_plan(packed: Packed, tail_capacity: int, tile: Tile, pinned: bool = Tru
     Without ``pinned`` the pinned tokens are left out, for a caller that attends to them by other means. Sizes are
     read from the host copy of the prompt's counts.
     """
-    counts = torch.tensor(packed.host_counts).reshape(-1, COLUMNS + 1)  # [R, 6] on the host
+    counts = torch.tensor(packed.host_counts).reshape(-1, NIBBLES + 1)  # [R, 7] on the host
     device = packed.counts.device
     slots = processors(device) * tile.resident  # programs at a time
-    ends = tile_weights(counts, tile.words * WORD)  # [R, most tiles + 1]
-    zones = [_cut(ends, weight_of_item(ends[:, -1], slots))]
+    ends = tile_work(counts, tile.octets * OCTET, packed.dim)  # [R, most tiles + 1]
+    others = []
     if pinned:
         least, most = PINNED_CHUNKS
         chunk = min(most, max(least, int(counts[:, PINNED].sum()) // slots))
-        zones.append(_split(counts[:, PINNED], -(-counts[:, PINNED] // chunk), PINNED_ZONE))
+        others.append(_split(counts[:, PINNED], -(-counts[:, PINNED] // chunk), PINNED_ZONE))
     if tail_capacity:
         tail = torch.full_like(counts[:, 0], tail_capacity)
         parts = min(TAIL_ITEMS, -(-tail_capacity // TAIL_CHUNK))
-        zones.append(_split(tail, torch.full_like(tail, parts), TAIL_ZONE))
+        others.append(_split(tail, torch.full_like(tail, parts), TAIL_ZONE))
+    zones = [_cut(ends, work_of_item(ends, slots, sum(map(len, others)))), *others]
     items = torch.cat(zones)
     items = items[items[:, 0].argsort(stable=True)]
     per_row = torch.bincount(items[:, 0], minlength=counts.shape[0])
@@ -109,28 +127,46 @@ def make_plan(packed: Packed, tail_capacity: int, tile: Tile, pinned: bool = Tru
     return DecodePlan(items.int().to(device), first.int().to(device), most, tail_capacity, tile)
 
 
-def tile_weights(counts: Tensor, slots: int) -> Tensor:
+def tile_work(counts: Tensor, slots: int, dim: int) -> Tensor:
     """Work of each row's first ``t`` tiles of ``slots`` slots, ``[R, most tiles + 1]``, flat past a row's last."""
-    tiles = -(-counts // slots)  # [R, 6], in tiles instead of tokens
+    tiles = -(-counts // slots)  # [R, 7], in tiles instead of tokens
     t = torch.arange(int(tiles[:, TOKENS].max()) + 1 if len(counts) else 1)
 
     def among(column: int) -> Tensor:
         return torch.minimum(t, tiles[:, column, None])
 
-    return among(TOKENS) + PLANE * (among(CODED4) + 2 * among(CODED8) + 4 * among(CODED16))
+    # Values of 2, 4, 8 and 16 bits are 1, 2, 4 and 8 words a channel.
+    values = among(TOKENS) + among(CODED4) + 2 * among(CODED8) + 4 * among(CODED16)
+    return (among(TOKENS) * (TILE_WORK + counts[:, COLUMNS, None]) + dim * values).double()
 
 
-def weight_of_item(weights: Tensor, slots: int) -> float:
-    """Work of an item that lets ``slots`` programs at a time finish the rows' ``weights`` ``[R]`` soonest.
+def work_of_item(ends: Tensor, slots: int, others: int = 0) -> float:
+    """Work of an item that lets ``slots`` programs at a time finish the rows of `tile_work` ``ends`` soonest.
 
-    Programs run in waves; the last one should be full, and an item costs more than its tiles.
+    Programs run in waves; the last one should be full, and an item costs more than its tiles. ``others`` are
+    items of other zones, which take their places too.
     """
+    total, tiles = ends[:, -1], ends.diff(dim=1)
+    largest = float(tiles.max()) if tiles.numel() else 0.0
     best, soonest = 1.0, float("inf")
-    for each in range(1, int(weights.max()) + 2 if len(weights) else 2):
-        waves = -(-int((weights / each).ceil().sum()) // slots)
-        if waves * (each + OVERHEAD) < soonest:
-            best, soonest = float(each), waves * (each + OVERHEAD)
+    for waves in range(1, MOST_WAVES + 1):
+        each = _least_work(total, max(waves * slots - others, slots // 2, 1))
+        time = waves * (max(each, largest) + ITEM_WORK)
+        if time < soonest:
+            best, soonest = each, time
     return best
+
+
+def _least_work(total: Tensor, items: int) -> float:
+    """The least work of an item, nearly, at which rows of ``total`` ``[R]`` make at most so many items."""
+    low, high = float(total.sum()) / items, float(total.max()) if len(total) else 0.0
+    if int((total > 0).sum()) > items or low >= high:
+        return max(low, high, 1.0)
+    for _ in range(10):
+        middle = (low + high) / 2
+        fits = int((total / middle).ceil().sum()) <= items
+        low, high = (low, middle) if fits else (middle, high)
+    return high
 
 
 def _cut(ends: Tensor, each: float) -> Tensor:

@@ -84,11 +84,6 @@ def quantize(x: Tensor, scale: Tensor, zero: Tensor, bits: int | Tensor) -> Tens
     return torch.minimum(steps.round_().clamp_(min=0), _largest_code(bits, x.device)).int()
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """``codes * scale + zero`` in float32."""
-    return codes.float() * scale.float() + zero.float()
-
-
 def attention(
     query: Tensor, keys: Tensor, values: Tensor, scale: float, visible: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -109,18 +104,22 @@ def attention(
     if slots == 0:
         empty = query.new_zeros((batch, q_heads, length, values.shape[-1]), dtype=torch.float32)
         return empty, torch.full(query.shape[:3], float("-inf"), device=query.device)
-    grouped = query.float().reshape(batch, heads, q_heads // heads, length, -1)  # [B, H, G, Q, D]
-    keys, values = keys.float().unsqueeze(2), values.float().unsqueeze(2)
+    group = q_heads // heads
+    grouped = query.float().reshape(batch, heads, group, length, -1)  # [B, H, G, Q, D]
+    keys, values = keys.float(), values.float()
     step = max(1, CHUNK_ELEMENTS // (batch * q_heads * slots))
     outputs, lses = [], []
     for start in range(0, length, step):
-        logits = torch.matmul(grouped[..., start : start + step, :], keys.transpose(-1, -2)) * scale
+        # The heads of a group are one product's rows: broadcasting would copy keys and values for each of them.
+        rows = grouped[..., start : start + step, :].flatten(2, 3)
+        logits = (torch.matmul(rows, keys.transpose(-1, -2)) * scale).reshape(batch, heads, group, -1, slots)
         if visible is not None:
             part = visible if visible.shape[-2] == 1 else visible[..., start : start + step, :]
             logits = logits.masked_fill(~part.unsqueeze(-3), float("-inf"))
         lse = logits.logsumexp(-1)  # [B, H, G, Q]
         weights = torch.exp(logits - lse.masked_fill(lse.isinf(), 0.0).unsqueeze(-1))
-        outputs.append(torch.matmul(weights, values))
+        output = torch.matmul(weights.flatten(2, 3), values)
+        outputs.append(output.reshape(batch, heads, group, -1, values.shape[-1]))
         lses.append(lse * LOG2_E)
     return torch.cat(outputs, 3).flatten(1, 2), torch.cat(lses, 3).flatten(1, 2)
 

@@ -12,8 +12,8 @@ from . import pack_measure_kernels as measuring
 from . import pack_write_kernels as writing
 from .packed import (
     CODED16,
-    COLUMNS,
     KEY_EXPONENT,
+    NIBBLES,
     NOT_FINITE,
     PINNED,
     TOKENS,
@@ -96,7 +96,7 @@ def _measure(given: _Input) -> _Tables:
         token=new(rows, tokens),
         affine=new(rows, tokens, 2, dtype=torch.float16),
         key_affine=new(rows, dim, 2, dtype=torch.float16),
-        place=new(rows, 8, tile["DP"]),
+        place=new(rows, 4, tile["DP"]),
     )
     tally = new(rows, spans, measuring.KINDS)
     measuring.tally_kernel[spans, rows](given.value_bits, given.pinned, tally, tokens, SPAN=SPAN)
@@ -121,7 +121,7 @@ def _allocate(given: _Input, tables: _Tables, report: list[list[int]]) -> Packed
     """Everything but what the last three kernels write."""
     keys = given.keys
     batch, heads, _, dim = keys.shape
-    counts = tuple(tuple(row[: COLUMNS + 1]) for row in report)
+    counts = tuple(tuple(row[: NIBBLES + 1]) for row in report)
     starts, sizes = layout(counts, dim)
 
     def new(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -158,7 +158,7 @@ def _write(given: _Input, tables: _Tables, packed: Packed) -> None:
             packed.key_codes, packed.key_columns, tokens, **tile, W=words,
         )  # fmt: skip
         span = max(1, 256 // tile["DP"])
-        halves = 1 + any(row[CODED16] for row in packed.host_counts)  # of the planes
+        halves = 1 + any(row[CODED16] for row in packed.host_counts)  # of a code
         writing.values_kernel[-(-blocks(most_coded) // span), rows, halves](
             values, *values.stride()[:3], *where, tables.affine,
             packed.value_codes.view(torch.int32), packed.value_affine, tokens, **tile, Q=span,

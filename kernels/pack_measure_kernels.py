@@ -17,14 +17,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .packed import CODED4, CODED8, CODED16, COLUMNS, KEY_EXPONENT, NOT_FINITE, PINNED, TOKENS, VALUE_EXPONENT
+from .packed import (
+    CODED4,
+    CODED8,
+    CODED16,
+    COLUMNS,
+    KEY_EXPONENT,
+    NIBBLES,
+    NOT_FINITE,
+    PINNED,
+    TOKENS,
+    VALUE_EXPONENT,
+)
 
 KINDS = 8  # of which 5 are counted; a power of two
-REPORT = 9  # columns of the report: those of `Packed.counts`, then tokens that are pinned as nothing is quantised
+REPORT = VALUE_EXPONENT + 2  # columns: those of `Packed.counts`, then tokens pinned as nothing is quantised
 
 _KINDS, _REPORT, _NOT_FINITE = tl.constexpr(KINDS), tl.constexpr(REPORT), tl.constexpr(NOT_FINITE)
 _N, _N4, _N8, _N16 = (tl.constexpr(i) for i in (TOKENS, CODED4, CODED8, CODED16))
-_P, _C, _KE, _VE = (tl.constexpr(i) for i in (PINNED, COLUMNS, KEY_EXPONENT, VALUE_EXPONENT))
+_P, _C, _A, _KE, _VE = (tl.constexpr(i) for i in (PINNED, COLUMNS, NIBBLES, KEY_EXPONENT, VALUE_EXPONENT))
 _RAW = tl.constexpr(REPORT - 1)
 
 
@@ -52,13 +63,13 @@ def largest_code(width):
 
 @triton.jit
 def _weight(width):
-    """Weight of the highest plane of each width."""
+    """Weight of the highest 2 bits of each width."""
     return tl.where(width == 16, 16384.0, tl.where(width == 8, 64.0, tl.where(width == 4, 4.0, 1.0)))
 
 
 @triton.jit
 def _peaks(scale, zero, width):
-    """Scale times the weight of the highest plane; infinite where scale or zero point are not finite."""
+    """Scale times the weight of the highest 2 bits; infinite where scale or zero point are not finite."""
     scale = scale.to(tl.float32)
     finite = (tl.abs(scale) < float("inf")) & (tl.abs(zero.to(tl.float32)) < float("inf"))
     return tl.where(finite, scale * _weight(width), float("inf"))
@@ -151,8 +162,8 @@ def measure_kernel(
     """One chunk of slots of one row.
 
     Writes ``low``, ``high``, ``total`` ``[R, chunks, D]`` of the keys, infinite where one is not a number;
-    ``affine`` ``[R, T, 2]`` of the slots' values; ``peak`` ``[R, chunks]``, the largest scale of a value's plane,
-    infinite if a value is not finite. Chunks beyond the row's last slot are left alone.
+    ``affine`` ``[R, T, 2]`` of the slots' values; ``peak`` ``[R, chunks]``, the largest scale of a value's highest
+    2 bits, infinite if a value is not finite. Chunks beyond the row's last slot are left alone.
     """
     chunk, row = tl.program_id(0), tl.program_id(1)
     report += row * _REPORT
@@ -195,8 +206,11 @@ def tables_kernel(
     key_bits, report, peak, low, high, total, key_affine, place, chunks,
     D: tl.constexpr, DP: tl.constexpr, BC: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One row: the rest of its ``report``, ``key_affine`` ``[R, D, 2]`` and ``place`` ``[R, 8, DP]``, the column of
-    each plane of each channel, -1 for those beyond its width."""
+    """One row: the rest of its ``report``, ``key_affine`` ``[R, D, 2]`` and ``place`` ``[R, 4, DP]``.
+
+    The place of each of the four digits of 4 bits of each channel: its number among the nibbles, or else ``-2 - i`` if
+    its lower half is the ``i``-th of the digits of 2 bits, where its upper half comes next; -1 where there is none.
+    """
     row = tl.program_id(0)
     report += row * _REPORT
     n = tl.load(report + _N)
@@ -218,11 +232,20 @@ def tables_kernel(
     zero = tl.where(used, tl.where(width > 0, zero, mean), 0.0).to(tl.float16)
     tl.store(key_affine + (row * D + di) * 2, scale, mask=di < D)
     tl.store(key_affine + (row * D + di) * 2 + 1, zero, mask=di < D)
-    columns = 0
-    for plane in tl.static_range(8):
-        has = (used & (width >= (2 if plane == 0 else 4 if plane == 1 else 8 if plane < 4 else 16))).to(tl.int32)
-        tl.store(place + (row * 8 + plane) * DP + di, tl.where(has > 0, columns + tl.cumsum(has, 0) - 1, -1))
-        columns += tl.sum(has, 0)
-    tl.store(report + _C, (columns + 15) // 16 * 16)
+    pair = (used & (width == 2)).to(tl.int32)
+    pairs, digits = tl.sum(pair, 0), tl.sum(tl.where(used, width // 4, 0), 0)
+    nibbles, before = digits // 16 * 16, 0
+    place += row * 4 * DP + di
+    for k in tl.static_range(4):
+        has = (used & (width >= (4 if k == 0 else 8 if k == 1 else 16))).to(tl.int32)
+        digit = before + tl.cumsum(has, 0) - 1
+        at = tl.where(digit < nibbles, digit, -2 - pairs - 2 * (digit - nibbles))
+        at = tl.where(has > 0, at, -1)
+        if k == 0:
+            at = tl.where(pair > 0, -1 - tl.cumsum(pair, 0), at)
+        tl.store(place + k * DP, at)
+        before += tl.sum(has, 0)
+    tl.store(report + _C, (pairs + 2 * digits + 15) // 16 * 16)
+    tl.store(report + _A, nibbles)
     tl.store(report + _KE, _exponent(tl.max(_peaks(scale, zero, width), 0)))
     tl.store(report + _VE, _exponent(top))

@@ -2,9 +2,14 @@
 
 ``R = batch * heads`` rows, each one KV head of one sequence; ``D`` channels. Tokens of a row are either pinned
 (16-bit key and value, exact) or coded: these have quantised keys and values and stand in slots ``0 .. n - 1`` by
-the width of their value in the order 16, 8, 4, 2, and by position within a width. A code of ``b`` bits is stored as
-``b / 2`` planes of 2 bits, plane ``k`` of weight ``4 ** k``; a 16-bit word holds 8 codes of a plane, word ``i``
-bits ``2j, 2j + 1`` that of slot ``8 * i + j``. Slots come in blocks of 16; codes of the unused ones are 0.
+the width of their value in the order 16, 8, 4, 2, and by position within a width. Slots come in blocks of 16; codes
+of the unused ones are 0.
+
+Codes are stored as digits, of 4 bits (*nibbles*) where there are enough and of 2 bits elsewhere, in 16-bit words.
+Of nibbles an octet of slots takes two words, the first those of slots ``8 * i .. 8 * i + 3``, bits ``4j .. 4j + 3``
+that of slot ``8 * i + j``, the second those of the next four. Of 2-bit digits word ``i`` holds those of slots
+``8 * i .. 8 * i + 7``, that of slot ``8 * i + j`` from bit ``PAIR_SHIFTS[j]`` on: a mask finds the digits of odd slots
+4 bits above those of even ones, as among nibbles.
 """
 
 from __future__ import annotations
@@ -15,10 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PAIR_SHIFTS = (0, 4, 2, 6, 8, 12, 10, 14)  # where the 2-bit digits of eight slots stand in a word
+CHANNEL_BITS = 12  # of an entry of `Packed.key_columns`, for the channel
 BLOCK = 16  # slots and key columns come in multiples of this
-# Columns of `Packed.counts`: coded tokens; those whose value has at least 4, 8, 16 bits; pinned tokens; key columns;
-# exponents of the largest key and value scale of a plane.
-TOKENS, CODED4, CODED8, CODED16, PINNED, COLUMNS, KEY_EXPONENT, VALUE_EXPONENT = range(8)
+# Columns of `Packed.counts`: coded tokens; those whose value has at least 4, 8, 16 bits; pinned tokens; words of an
+# octet's keys; nibbles of a key; exponents of the largest key and value scale of a digit.
+TOKENS, CODED4, CODED8, CODED16, PINNED, COLUMNS, NIBBLES, KEY_EXPONENT, VALUE_EXPONENT = range(9)
 # Columns of `Packed.starts`.
 KEY_START, VALUE_START, COLUMN_START, VALUE_AFFINE_START, PINNED_START = range(5)
 
@@ -44,19 +51,24 @@ class Packed:
 
     Attributes:
         batch, heads, dim: sizes; ``R = batch * heads``, ``D = dim``.
-        host_counts: for each row its columns ``TOKENS`` to ``COLUMNS`` of ``counts``, on the host.
+        host_counts: for each row its columns ``TOKENS`` to ``NIBBLES`` of ``counts``, on the host.
         raw: for each row, how many of its pinned tokens are so only because all of the row's widths, of values
             and of keys, are 16 (for such a row the quantiser would cost bytes and gain nothing).
-        key_codes: int16, row ``[2 * ceil(n / 16), C]`` words. Columns, each one plane of one channel, are in
-            order of plane, then channel; then zeros up to a multiple of 16 columns.
-        key_columns: int16, row ``[C]``: ``channel | plane << 8``, -1 for padding; ``C = 0`` if ``n = 0``.
+        key_codes: int16, row ``[2 * ceil(n / 16), C]`` words, ``C = 2 * A + S``: of each octet of slots the first
+            words of ``A`` nibbles, the second words of the same, and ``S`` words of 2-bit digits; ``A`` and ``S`` are
+            multiples of 16. Digits of 4 bits, in order of weight, then channel, are nibbles but for the last ones
+            that fill no 16. 2-bit digits are the channels of 2 bits, then of each digit left over its lower and its
+            upper half, then zeros.
+        key_columns: int16, row ``[A + S]``: ``channel | shift / 2 << CHANNEL_BITS`` for a digit that stands ``shift``
+            bits up in its code, -1 for padding; nothing if ``n = 0``, and then ``C = A = 0``.
         key_affine: ``[R, D, 2]`` float16, scale and zero: ``key = zero + scale * code``. Channels of 0 bits:
             scale 0, zero the mean over the coded tokens. Rows without coded tokens: zeros.
-        value_codes: int16, row: for each plane, of ``m`` slots (`value_planes`), ``[ceil(m / 16), D, 2]`` words.
+        value_codes: int16, row: for each plane of `value_planes` its blocks, of nibbles ``[2, D, 2]`` words (first or
+            second word; channel; octet), of 2-bit digits ``[D, 2]``.
         value_affine: ``[sum n, 2]`` float16, scale and zero of each slot.
         pinned_keys, pinned_values: ``[sum p, D]`` storage type, in order of position.
-        counts: ``[R, 8]`` int32. The exponents keep products within float16: the least ``e`` such that no scale
-            times the weight of one of its planes exceeds ``2 ** e``, 0 where there is no scale but 0.
+        counts: ``[R, 9]`` int32. The exponents keep products within float16: the least ``e`` such that no scale
+            times ``2 ** (b - 2)``, for a width of ``b`` bits, exceeds ``2 ** e``; 0 where there is no scale but 0.
         starts: ``[R, 5]`` int64, where a row starts: in elements of ``key_codes``, ``value_codes`` and
             ``key_columns``, in rows of ``value_affine`` and ``pinned_*``.
     """
@@ -92,16 +104,37 @@ def blocks(slots: int) -> int:
     return -(-slots // BLOCK)
 
 
-def value_planes(counts: Sequence[int]) -> tuple[int, ...]:
-    """Slots of each of the 8 planes of a row's values: those from 0 on whose value is wide enough to have it."""
-    n, n4, n8, n16 = counts[: CODED16 + 1]
-    return n, n4, n8, n8, n16, n16, n16, n16
+@dataclass(frozen=True)
+class ValuePlane:
+    """Digits of ``bits`` bits, ``shift`` bits up in their codes, of the slots in blocks ``first`` to ``end``."""
+
+    bits: int
+    shift: int
+    first: int
+    end: int
+
+    def words(self, dim: int) -> int:
+        """Words that it takes."""
+        return (self.end - self.first) * self.bits * dim
+
+
+def value_planes(counts: Sequence[int]) -> tuple[ValuePlane, ...]:
+    """How a row's values are stored: nibbles where some value of a block has 4 bits, one 2-bit digit elsewhere."""
+    n, n4, n8, n16 = (blocks(count) for count in counts[: CODED16 + 1])
+    nibbles = tuple(ValuePlane(4, 4 * i, 0, end) for i, end in enumerate((n4, n8, n16, n16)))
+    return (*nibbles, ValuePlane(2, 0, n4, n))
+
+
+def key_places(counts: Sequence[int]) -> int:
+    """Columns of a row's keys: nibbles, each of two words an octet, and 2-bit digits."""
+    return counts[COLUMNS] - counts[NIBBLES]
 
 
 def row_sizes(counts: Sequence[int], dim: int) -> tuple[int, ...]:
     """What a row takes of each flat tensor, in the units and the order of `Packed.starts`."""
-    n, columns, pinned = counts[TOKENS], counts[COLUMNS], counts[PINNED]
-    return 2 * blocks(n) * columns, 2 * dim * sum(map(blocks, value_planes(counts))), columns, n, pinned
+    n, pinned = counts[TOKENS], counts[PINNED]
+    values = sum(plane.words(dim) for plane in value_planes(counts))
+    return 2 * blocks(n) * counts[COLUMNS], values, key_places(counts), n, pinned
 
 
 def layout(counts: HostCounts, dim: int) -> tuple[list[list[int]], list[int]]:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .packed import (
     BLOCK,
+    CHANNEL_BITS,
     CODED16,
-    COLUMN_START,
     COLUMNS,
     KEY_EXPONENT,
+    NIBBLES,
     NOT_FINITE,
     PINNED,
     PINNED_START,
@@ -23,8 +24,7 @@ from .packed import (
     row_sizes,
 )
 
-MOST_CHANNELS = 256  # a key column names its channel in 8 bits
-PLANES = 8  # places of a digit in a code of 16 bits, in steps of 2 bits
+MOST_CHANNELS = 1 << CHANNEL_BITS
 PADDING = -1  # of key columns
 STORED = (torch.float16, torch.bfloat16, torch.float32)  # float32 where nothing was to be compressed
 
@@ -55,10 +55,10 @@ def _check_counts(counts: Sequence[int], raw: int, dim: int, where: str) -> None
     coded = counts[: CODED16 + 1]
     if min(counts) < 0 or list(coded) != sorted(coded, reverse=True):
         raise ValueError(f"{where}: counts {list(counts)} are negative, or rise from one width to the next")
-    sizes, words = row_sizes(counts, dim), counts[COLUMNS:KEY_EXPONENT]
+    sizes, words = row_sizes(counts, dim), (counts[COLUMNS], counts[NIBBLES])
     if any(count % BLOCK for count in words) or (any(words) and not counts[TOKENS]):
         raise ValueError(f"{where}: key columns {list(words)} for {counts[TOKENS]} tokens")
-    if min(sizes) < 0 or counts[COLUMNS] > 2 * sizes[COLUMN_START]:  # a column has one word an octet, or two
+    if min(sizes) < 0 or 2 * counts[NIBBLES] > counts[COLUMNS]:  # each takes two words
         raise ValueError(f"{where}: counts {list(counts)} contradict each other")
     if not 0 <= raw <= counts[PINNED]:
         raise ValueError(f"{where}: {raw} of {counts[PINNED]} pinned tokens are raw")
@@ -108,6 +108,7 @@ def _check_contents(packed: Packed) -> None:
     if any(abs(exponent) >= NOT_FINITE for row in counts for exponent in row[KEY_EXPONENT:]):
         raise ValueError("counts have an exponent that no scale has")
     columns = packed.key_columns
-    named = (columns >= 0) & ((columns & 255) < packed.dim) & ((columns >> 8) < PLANES)
+    # 3 bits are left for the digit's place, all of which there are.
+    named = (columns >= 0) & ((columns & MOST_CHANNELS - 1) < packed.dim)
     if not bool((named | (columns == PADDING)).all()):
-        raise ValueError(f"key_columns name a channel beyond {packed.dim}, or a digit that no code has")
+        raise ValueError(f"key_columns name a channel beyond {packed.dim}")

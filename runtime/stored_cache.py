@@ -117,7 +117,7 @@ class StoredCache:
             CacheFileError: tensors that are not what the format packs.
         """
         for layer, headers, device in zip(layers, self.header.layers, devices, strict=True):
-            tail = [self.tensors[tail_prefix(layer.index) + part].to(device) for part in ("keys", "values")]
+            tail = [self.tensors[tail_prefix(layer.index) + part].to(device, copy=True) for part in ("keys", "values")]
             try:
                 with blame(f"format {self.header.compression.format!r}", f"layer {layer.index}"):
                     segments, joined = self._segments(layer.index, headers, cache_format, device)
@@ -187,7 +187,8 @@ class StoredCache:
         sizes = self.header.model
         for number, (group, header) in enumerate(zip(self.groups, headers, strict=False)):  # or none
             prefix = segment_prefix(layer, number)
-            parts = {n.removeprefix(prefix): t.to(device) for n, t in self.tensors.items() if n.startswith(prefix)}
+            held = ((name.removeprefix(prefix), t) for name, t in self.tensors.items() if name.startswith(prefix))
+            parts = {name: t.to(device, copy=True) for name, t in held}  # into storages of their own
             shape = (len(group.rows), sizes.heads, self.header.tokens - group.start, sizes.dim)
             segments.append(cache_format.load(parts, header, shape, device))
         joined = cache_format.join(segments, [group.rows for group in self.groups]) if len(segments) > 1 else None

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from packs import read_keys, read_values
 
 pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.speed import attention, baselines, cases, compress, mix, sizes, synthetic, table, timing
 from rdkv.kernels import naive_pack
-from rdkv.kernels.packed import BLOCK, COLUMNS, PINNED, TOKENS
+from rdkv.kernels.packed import BLOCK, COLUMN_START, COLUMNS, KEY_START, NIBBLES, PINNED, TOKENS
 from rdkv.runtime.plan import BitPlan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,10 +77,11 @@ def test_sizes_hold_the_budget(name: str, spread: float | None, measured: Path) 
 
 def test_shares_are_those_measured(measured: Path) -> None:
     found = sizes.plan_sizes(4, 64, 5000, 0.1, sizes.make_mix("smollm2", 0.12), 0.2)
-    for n, n4, n8, n16, pinned, columns in found.counts:
-        assert (pinned, columns % BLOCK) == (3, 0)
+    for n, n4, n8, n16, pinned, *columns in found.counts:
+        assert (pinned, *(count % BLOCK for count in columns)) == (3, 0, 0)
         assert [n16 / n, n8 / n, n4 / n] == pytest.approx([0.03 / 0.98, 0.13 / 0.98, 0.73 / 0.98], abs=0.01)
-    assert sorted(row[COLUMNS] for row in found.counts) == [128, 128, 144, 144]
+    # 16 channels of 8 bits and 32 of 4 are 64 nibbles of two words; 16 of 2 bits or none are the other words.
+    assert sorted((row[COLUMNS], row[NIBBLES]) for row in found.counts) == [(128, 64), (128, 64), (144, 64), (144, 64)]
 
 
 @pytest.mark.parametrize("name", sizes.MIXES)
@@ -97,17 +99,23 @@ def test_synthetic_prompts_decode(name: str, heads: int, dim: int, group: int, m
     assert widths == ([[16] * dim] * (2 * heads) if name == "16bit" else wanted.key_widths)
 
 
-def test_synthetic_prompts_clear_what_is_unused(measured: Path) -> None:
-    """Packing the same widths of what was unpacked gives words of zeros in the same places."""
-    found = sizes.plan_sizes(2, 16, 300, 0.3, sizes.make_mix("smollm2", 0.3), 0.2)
+@pytest.mark.parametrize("budget", [0.05, 0.11, 0.31, 0.5])
+def test_synthetic_prompts_clear_what_is_unused(budget: float, measured: Path) -> None:
+    """No code is above its width, those of slots without a token are 0, and so is what pads columns."""
+    found = sizes.plan_sizes(2, 16, 300, budget, sizes.make_mix("smollm2", budget), 0.2)
     packed = synthetic.synthesize(1, 2, found, "cpu", torch.bfloat16)
-    everything = packed.key_codes.clone(), packed.value_codes.clone()
-    synthetic._clear_unused(packed, packed.starts.tolist(), [sum(w) // 2 for w in found.key_widths])
-    assert all(torch.equal(a, b) for a, b in zip(everything, (packed.key_codes, packed.value_codes), strict=True))
-    for (n, *_, columns), (start, *_) in zip(packed.host_counts, packed.starts.tolist(), strict=True):
-        codes = naive_pack._from_words(packed.key_codes[start:][: 2 * -(-n // BLOCK) * columns].view(-1, columns))
-        assert not codes[n:].any()
-        assert codes[:n].any(1).all()
+    padding = packed.key_columns < 0
+    for row, ((n, n4, n8, n16, *_), starts) in enumerate(zip(packed.host_counts, packed.starts.tolist(), strict=True)):
+        keys, values = read_keys(packed, row, unused=True), read_values(packed, row, unused=True)
+        slot = torch.arange(len(values))
+        width = sum(step * (slot < end) for step, end in ((2, n), (2, n4), (4, n8), (8, n16)))
+        assert bool((values < 1 << width[:, None]).all())
+        assert bool((keys < 1 << torch.tensor(found.key_widths[row])).all())
+        assert not keys[n:].any()
+        assert bool(keys[:n].any(1).all() & values[:n].any(1).all())
+        columns, nibbles = packed.host_counts[row][COLUMNS], packed.host_counts[row][NIBBLES]
+        words = packed.key_codes[starts[KEY_START] :][: len(keys) // 8 * columns].view(-1, columns)
+        assert not words[:, 2 * nibbles :][:, padding[starts[COLUMN_START] + nibbles :][: columns - 2 * nibbles]].any()
 
 
 def test_records_lines_and_tables(measured: Path, untimed: None, tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ shape = json.loads(sys.argv[1])
 dim, queries = shape["D"], shape["G"]
 padded = 1 << (dim - 1).bit_length()
 shared = build(
-    attend_kernel, 4, H=8, G=queries, Q=1, N=max(8, queries), D=dim, DP=padded, W=shape["W"], CA=128, CB=shape["CB"],
-    MANY=shape["MANY"], BT=64, PDL=True,
+    attend_kernel, 4, H=8, G=queries, Q=1, N=8, D=dim, DP=padded, W=shape["W"], NA=shape["NA"],
+    NB=shape["NB"], NS=32, MANY=shape["MANY"], AHEAD=shape["NB"] > 0, BT=64, PDL=True,
 )
 build(merge_kernel, 4, H=8, G=queries, Q=1, D=dim, DP=padded, BI=16, PDL=True)
 print(shared)
@@ -54,9 +54,9 @@ print(shared)
 @pytest.mark.parametrize(
     "shape",
     [
-        {"D": 128, "G": 4, "W": 64, "CB": 128, "MANY": True},
-        {"D": 96, "G": 8, "W": 64, "CB": 16, "MANY": False},
-        {"D": 256, "G": 16, "W": 32, "CB": 64, "MANY": True},
+        {"D": 128, "G": 4, "W": 64, "NA": 128, "NB": 64, "MANY": True},
+        {"D": 96, "G": 8, "W": 32, "NA": 0, "NB": 0, "MANY": False},
+        {"D": 256, "G": 16, "W": 32, "NA": 128, "NB": 16, "MANY": True},
     ],
 )
 def test_compiles(shape: dict[str, int]) -> None:

@@ -15,8 +15,8 @@ from rdkv.kernels import decode_plan
 from rdkv.kernels.decode_plan import PACKED_ZONE, PINNED_ZONE, TAIL_ZONE, Tile, choose_tile, make_plan
 from rdkv.kernels.packed import Packed
 
-TILE = Tile(64, 128, 16, False, warps=4, registers=None, resident=2)
-SLOTS = TILE.words * 8
+TILE = Tile(64, 128, 32, 16, False, warps=4, registers=None, resident=2)
+SLOTS = TILE.octets * 8
 
 
 class Counts:
@@ -24,7 +24,7 @@ class Counts:
 
     def __init__(self, counts: list[tuple[int, ...]], dim: int = 128) -> None:
         self.host_counts, self.dim = tuple(counts), dim
-        self.counts = torch.zeros(len(counts), 8, dtype=torch.int32)
+        self.counts = torch.zeros(len(counts), 9, dtype=torch.int32)
 
 
 def packed(counts: list[tuple[int, ...]], dim: int = 128) -> Packed:
@@ -37,7 +37,7 @@ def of_zone(items: Tensor, row: int, zone: int) -> list[tuple[int, int]]:
 
 
 rows = st.builds(
-    lambda n, shares, pinned: (n, *(int(n * s) for s in sorted(shares, reverse=True)), pinned, 64),
+    lambda n, shares, pinned: (n, *(int(n * s) for s in sorted(shares, reverse=True)), pinned, 64, 16),
     st.integers(0, 40_000),
     st.lists(st.floats(0, 1), min_size=3, max_size=3),
     st.integers(0, 2_000),
@@ -65,13 +65,15 @@ def test_every_tile_and_token_once(counts: list[tuple[int, ...]], tail: int) -> 
 
 
 def test_pinned_tokens_can_be_left_out() -> None:
-    items = make_plan(packed([(600, 0, 0, 0, 4, 64)]), 0, TILE, pinned=False).items
+    items = make_plan(packed([(600, 0, 0, 0, 4, 64, 16)]), 0, TILE, pinned=False).items
     assert of_zone(items, 0, PINNED_ZONE) == []
 
 
 def test_tiles_of_more_planes_weigh_more() -> None:
     """A row's first tiles, with 8-bit values, make shorter items than its last ones, with 2-bit values."""
-    parts = of_zone(make_plan(packed([(100 * SLOTS, 50 * SLOTS, 50 * SLOTS, 0, 0, 64)]), 0, TILE).items, 0, PACKED_ZONE)
+    parts = of_zone(
+        make_plan(packed([(100 * SLOTS, 50 * SLOTS, 50 * SLOTS, 0, 0, 64, 16)]), 0, TILE).items, 0, PACKED_ZONE
+    )
     lengths = [end - begin for begin, end in parts]
     assert len(lengths) > 2
     assert lengths[0] < lengths[-1]
@@ -79,20 +81,30 @@ def test_tiles_of_more_planes_weigh_more() -> None:
 
 def test_the_last_wave_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_plan, "processors", lambda device: 10)  # 20 programs at a time
-    items = make_plan(packed([(40 * SLOTS, 0, 0, 0, 0, 64)] * 7), 0, TILE).items
+    items = make_plan(packed([(40 * SLOTS, 0, 0, 0, 0, 64, 16)] * 7), 0, TILE).items
     assert len(items) % 20 >= 14 or len(items) % 20 == 0
 
 
+def test_rows_of_more_columns_get_more_items() -> None:
+    items = make_plan(packed([(40 * SLOTS, 0, 0, 0, 0, 64, 16), (40 * SLOTS, 0, 0, 0, 0, 640, 256)]), 0, TILE).items
+    narrow, wide = (len(of_zone(items, row, PACKED_ZONE)) for row in (0, 1))
+    assert 1 < narrow < wide
+
+
 @pytest.mark.parametrize(
-    ("columns", "expected"),
+    ("columns", "nibbles", "expected"),
     [
-        (0, (16, 16, False)),
-        (16, (16, 16, False)),
-        (144, (128, 16, False)),
-        (256, (128, 128, False)),
-        (272, (128, 128, True)),
+        (0, 0, (0, 0, 0, False)),
+        (16, 0, (0, 0, 64, False)),
+        (48, 16, (16, 0, 64, False)),
+        (240, 112, (128, 0, 64, False)),
+        (192, 80, (128, 0, 64, False)),
+        (288, 144, (128, 64, 0, False)),
+        (384, 176, (128, 64, 64, False)),
+        (400, 200, (128, 64, 0, True)),
+        (160, 0, (0, 0, 128, True)),
     ],
 )
-def test_tiles_hold_the_columns_of_the_widest_head(columns: int, expected: tuple[Any, ...]) -> None:
-    tile = choose_tile(packed([(10, 0, 0, 0, 0, columns), (5, 0, 0, 0, 0, 0)]), 4)
-    assert (tile.columns, tile.more_columns, tile.many) == expected
+def test_tiles_hold_the_columns_of_the_widest_head(columns: int, nibbles: int, expected: tuple[Any, ...]) -> None:
+    tile = choose_tile(packed([(10, 0, 0, 0, 0, columns, nibbles), (5, 0, 0, 0, 0, 0, 0)]))
+    assert (tile.nibbles, tile.more_nibbles, tile.pairs, tile.many) == expected

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rdkv.kernels import naive_pack
-from rdkv.kernels.packed import NotFiniteError, Packed, join
+from rdkv.kernels.packed import NotFiniteError, Packed
 
 pytest.importorskip("triton")
 from rdkv.kernels import pack
@@ -174,39 +174,3 @@ def test_what_is_stored_as_it_is_may_be_anything(width: int) -> None:
     case = dataclasses.replace(case, pinned=held)
     case.values[0, 0, 4], case.keys[0, 0, 3] = -float("inf"), float("inf")
     same(pack.pack(*case.arguments(DEVICE)), naive_pack.pack(*case.arguments()))
-
-
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
-def test_joined_parts_unpack_as_they_did_apart(order: list[int]) -> None:
-    plans = [(2, 4, 30), (1, 2, 9)]
-    parts = []
-    for seed, (batch, width, tokens) in enumerate(plans):
-        key_bits = torch.tensor(WIDTHS)[torch.arange(batch * 2 * 33) % 5].reshape(batch, 2, 33)
-        value_bits = torch.tensor(WIDTHS)[torch.arange(batch * 2 * tokens) % (1 + width)].reshape(batch, 2, tokens)
-        pinned = torch.arange(batch * 2 * tokens).reshape(value_bits.shape) % 7 == 0
-        parts.append(naive_pack.pack(*make_case(value_bits, key_bits, pinned, seed=seed).arguments()))
-    joined = join(parts, order)
-    assert (joined.batch, joined.heads, joined.dim) == (3, 2, 33)
-    assert [tuple(row[:6]) for row in joined.counts.tolist()] == list(joined.host_counts)
-    keys, values, held = naive_pack.unpack(joined)
-    alone = [(part, b) for part in parts for b in range(part.batch)]
-    for i, (part, b) in enumerate(alone[j] for j in order):
-        for row, single in enumerate(range(2 * b, 2 * b + 2), 2 * i):
-            k, v, h = naive_pack.unpack(part)
-            assert torch.equal(keys[row, held[row]], k[single, h[single]])
-            assert torch.equal(values[row, held[row]], v[single, h[single]])
-            assert torch.equal(joined.counts[row], part.counts[single])
-            assert joined.raw[row] == part.raw[single]
-
-
-def test_what_cannot_be_joined_is_named() -> None:
-    one = naive_pack.pack(*uniform(1, 2, 5, 32, 4, 4).arguments())
-    other = naive_pack.pack(*uniform(1, 1, 5, 32, 4, 4).arguments())
-    half = naive_pack.pack(
-        *make_case(torch.full((1, 2, 5), 4), torch.full((1, 2, 32), 4), None, torch.half).arguments()
-    )
-    for odd in (other, half):
-        with pytest.raises(ValueError, match="parts differ"):
-            join([one, odd], [0, 1])
-    with pytest.raises(ValueError, match="each of the parts' sequences once"):
-        join([one, one], [0, 0])

@@ -13,8 +13,6 @@ from rdkv.runtime.cli import run
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 COMMAND = re.compile("rdkv (generate|compress|inspect|plugins|calibrate) ")
 COMMANDS = [line for line in README.splitlines() if COMMAND.match(line)]
-    line for line in README.splitlines() if re.match("rdkv (generate|compress|inspect|plugins|calibrate) ", line)
-]
 
 
 def test_python_block(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ def checked_error(case: Case, device: str) -> float:
         ValueError: it is more than `MOST_ERROR`.
     """
     shape, (packed, query) = case.shape, inputs(case, case.sizes(), device)
-    output, _ = attend(query, packed, plan(packed, 0, shape.group), shape.dim**-0.5)
+    output, _ = attend(query, packed, plan(packed), shape.dim**-0.5)
     keys, values, held = (x.unflatten(0, (shape.batch, shape.heads)) for x in naive_pack.unpack(packed))
     truth, _ = naive.attention(query, keys, values, shape.dim**-0.5, held.unsqueeze(2))
     error = float((output - truth).norm() / truth.norm())
@@ -66,7 +66,7 @@ def measure(case: Case, bandwidth: float, device: str) -> Record:
     read = sum(tensor.nbytes for tensor in packed.tensors())
     moved = read + 2 * query.nbytes + 4 * query[..., 0].numel()  # queries, outputs, log-sum-exps
     layers = [packed] + [copy(packed) for _ in range(timing.copies(read) - 1)]
-    work, scale = plan(packed, 0, shape.group), shape.dim**-0.5
+    work, scale = plan(packed), shape.dim**-0.5
     us = timing.microseconds(lambda layer: attend(query, layer, work, scale, dtype=torch.bfloat16), layers)
     floor, rows = 1e6 * moved / bandwidth, packed.host_counts
     return {

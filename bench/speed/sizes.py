@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rdkv.kernels.packed import BLOCK, HostCounts, blocks, row_sizes
+from rdkv.kernels.packed import BLOCK, PINNED_START, VALUE_EXPONENT, HostCounts, blocks, row_sizes
 
 MEASURED = Path(__file__).resolve().parents[1] / "results" / "bit-mix-smollm2.json"
 MIXES = ("smollm2", "2bit", "4bit", "16bit")
@@ -82,10 +82,11 @@ def plan_sizes(rows: int, dim: int, tokens: int, budget: float, mix: Mix, spread
     ratios = [1.0] * rows if mix.everything else _ratios(rows, mix, spread)
     draw.shuffle(ratios)
     key_widths = _key_widths(rows, dim, mix, draw)
+    columns = [_columns(widths) for widths in key_widths]
 
     def sized(mean: float) -> Sizes:
         kept = [min(tokens, round(mean * ratio)) for ratio in ratios]
-        counts = tuple(_counts(n, sum(w) // 2, mix) for n, w in zip(kept, key_widths, strict=True))
+        counts = tuple(_counts(n, c, mix) for n, c in zip(kept, columns, strict=True))
         return Sizes(counts, key_widths, sum(row_bytes(row, dim, tokens, mix.raw) for row in counts))
 
     if mix.everything:
@@ -128,14 +129,20 @@ def _key_widths(rows: int, dim: int, mix: Mix, draw: random.Random) -> list[list
     return result
 
 
-def _counts(kept: int, columns: int, mix: Mix) -> tuple[int, ...]:
-    """Tokens, those of at least 4, 8, 16 bits, pinned tokens, key columns."""
+def _columns(widths: list[int]) -> tuple[int, int]:
+    """Words of an octet's keys, and nibbles."""
+    nibbles = sum(width // 4 for width in widths) // BLOCK * BLOCK
+    return blocks(sum(widths) // 2) * BLOCK, nibbles
+
+
+def _counts(kept: int, columns: tuple[int, int], mix: Mix) -> tuple[int, ...]:
+    """Tokens, those of at least 4, 8, 16 bits, pinned tokens, words of an octet's keys, nibbles."""
     if mix.raw:
-        return 0, 0, 0, 0, kept, 0
+        return 0, 0, 0, 0, kept, 0, 0
     pinned = min(mix.pinned, kept)
     coded, total = kept - pinned, sum(share for _, share in mix.values)
     at_least = [round(coded * sum(s for w, s in mix.values if w >= least) / total) for least in (4, 8, 16)]
-    return coded, *at_least, pinned, blocks(columns) * BLOCK if coded else 0
+    return coded, *at_least, pinned, *(columns if coded else (0, 0))
 
 
 def row_bytes(counts: tuple[int, ...], dim: int, tokens: int, raw: bool) -> int:
@@ -143,4 +150,5 @@ def row_bytes(counts: tuple[int, ...], dim: int, tokens: int, raw: bool) -> int:
     keys, values, columns, coded, pinned = row_sizes(counts, dim)
     kept, apart = (pinned, 0) if raw else (coded, pinned)
     positions = -(-tokens // 8) + -(-kept // 4) + 4 * apart
-    return 2 * (keys + values + columns) + 4 * coded + 4 * dim * (pinned + 1) + 8 * 4 + 5 * 8 + positions
+    tables = 4 * (VALUE_EXPONENT + 1) + 8 * (PINNED_START + 1)
+    return 2 * (keys + values + columns) + 4 * coded + 4 * dim * (pinned + 1) + tables + positions

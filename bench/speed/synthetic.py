@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdkv.kernels.naive_pack import PLANES, VALUE_ORDER, exponent
-from rdkv.kernels.packed import BLOCK, PINNED, TOKENS, Packed, blocks, layout, value_planes
+from rdkv.kernels.naive_pack import VALUE_ORDER, exponent, key_columns, to_words
+from rdkv.kernels.packed import BLOCK, COLUMNS, NIBBLES, PINNED, TOKENS, Packed, blocks, layout, value_planes
 
 from .sizes import Sizes
 
@@ -36,7 +36,7 @@ def synthesize(batch: int, heads: int, sizes: Sizes, device: str, dtype: torch.d
     tokens = torch.tensor(VALUE_ORDER, device=device).repeat(rows).repeat_interleave(spans.flatten())  # [sum n]
     value_affine = torch.stack([_scales(tokens), torch.full(tokens.shape, -EXTENT / 2, device=device)], -1)
     counts = [(*row, *_exponents(row, w)) for row, w in zip(sizes.counts, sizes.key_widths, strict=True)]
-    columns = [_columns(w, row[-1]) for row, w in zip(sizes.counts, sizes.key_widths, strict=True)]
+    columns = [torch.cat(key_columns(w)) for row, w in zip(sizes.counts, widths.cpu(), strict=True) if row[TOKENS]]
     packed = Packed(
         batch=batch,
         heads=heads,
@@ -44,7 +44,7 @@ def synthesize(batch: int, heads: int, sizes: Sizes, device: str, dtype: torch.d
         host_counts=sizes.counts,
         raw=tuple(0 if row[TOKENS] else row[PINNED] for row in sizes.counts),
         key_codes=words(total[0]),
-        key_columns=torch.tensor([c for row in columns for c in row], dtype=torch.int16, device=device),
+        key_columns=torch.cat([torch.zeros(0, dtype=torch.int16), *columns]).to(device),
         key_affine=key_affine.half(),
         value_codes=words(total[1]),
         value_affine=value_affine.half(),
@@ -53,7 +53,7 @@ def synthesize(batch: int, heads: int, sizes: Sizes, device: str, dtype: torch.d
         counts=torch.tensor(counts, dtype=torch.int32, device=device),
         starts=torch.tensor(starts, device=device),
     )
-    _clear_unused(packed, starts, [sum(w) // 2 for w in sizes.key_widths])
+    _clear_unused(packed, starts)
     return packed
 
 
@@ -70,7 +70,7 @@ def _scales(widths: Tensor) -> Tensor:
 
 
 def _exponents(counts: tuple[int, ...], key_widths: list[int]) -> tuple[int, int]:
-    """Exponents of the largest key and value scale of a plane."""
+    """Exponents of the largest key and value scale of a digit."""
     coded, *at_least = counts[:4]
     widths = [width for width, count in zip((4, 8, 16), at_least, strict=True) if count]
     keys = [width for width in set(key_widths) if width]
@@ -82,28 +82,40 @@ def _exponents(counts: tuple[int, ...], key_widths: list[int]) -> tuple[int, int
     return (largest(keys), largest([2, *widths])) if coded else (0, 0)
 
 
-def _columns(widths: list[int], count: int) -> list[int]:
-    """Key columns of a row: planes of the channels that have them, then padding up to ``count``."""
-    if not count:
-        return []
-    found = [c | plane << 8 for plane, least in enumerate(PLANES) for c, width in enumerate(widths) if width >= least]
-    return found + [-1] * (count - len(found))
+def _clear_unused(packed: Packed, starts: list[list[int]]) -> None:
+    """Codes of unused slots and of columns of padding, and what is above 2 bits in a nibble of a 2-bit value, are 0."""
+    real = packed.key_columns >= 0
+    for counts, (key_start, value_start, column_start, *_) in zip(packed.host_counts, starts, strict=True):
+        if counts[TOKENS] == 0:
+            continue
+        columns, nibbles = counts[COLUMNS], 2 * counts[NIBBLES]
+        keys = packed.key_codes[key_start:][: 2 * blocks(counts[TOKENS]) * columns].view(-1, columns)
+        keys[:, nibbles:] *= real[column_start + nibbles // 2 :][: columns - nibbles]
+        used = [16 if slot < counts[TOKENS] else 0 for slot in _last_block(blocks(counts[TOKENS]))]
+        keys[-2:, :nibbles].unflatten(1, (2, counts[NIBBLES])).bitwise_and_(_mask(used, 4, 0, keys).view(2, 2, 1))
+        keys[-2:, nibbles:].bitwise_and_(_mask(used, 2, 0, keys))
+        at = value_start
+        for plane in value_planes(counts):
+            at += plane.words(packed.dim)
+            if plane.end > plane.first:
+                widths = [_value_width(slot, counts) for slot in _last_block(plane.end)]
+                mask = _mask(widths, plane.bits, plane.shift, keys).view(2, -1, 1)  # octet, word
+                last = packed.value_codes[at - plane.bits * packed.dim : at]
+                last.view(-1, packed.dim, 2).bitwise_and_(mask.permute(1, 2, 0))
 
 
-def _clear_unused(packed: Packed, starts: list[list[int]], used: list[int]) -> None:
-    """Codes of slots beyond a plane's, and of columns of padding, are 0."""
-    # Of the two words of a block of which so many slots are used: the bits to keep.
-    keep = [[(1 << 2 * max(0, min(slots - first, 8))) - 1 for first in (0, 8)] for slots in range(BLOCK)]
-    masks = torch.tensor(keep, device=packed.counts.device).to(torch.int16)  # [16, 2]
-    for counts, (key_start, value_start, *_), real in zip(packed.host_counts, starts, used, strict=True):
-        rest, length = counts[TOKENS] % BLOCK, 2 * blocks(counts[TOKENS])
-        keys = packed.key_codes[key_start:][: length * counts[-1]].view(length, counts[-1])
-        if counts[-1] > real:
-            keys[:, real:] = 0
-        if rest:
-            keys[-2:] &= masks[rest, :, None]
-        for slots in value_planes(counts):
-            end = value_start + 2 * packed.dim * blocks(slots)
-            if slots % BLOCK:
-                packed.value_codes[end - 2 * packed.dim : end].view(-1, 2).bitwise_and_(masks[slots % BLOCK])
-            value_start = end
+def _last_block(end: int) -> range:
+    """Slots of the block before block ``end``."""
+    return range((end - 1) * BLOCK, end * BLOCK)
+
+
+def _value_width(slot: int, counts: tuple[int, ...]) -> int:
+    """Width of the value in a slot, 0 for an unused one."""
+    n, n4, n8, n16, *_ = counts
+    return next((width for width, end in ((16, n16), (8, n8), (4, n4), (2, n)) if slot < end), 0)
+
+
+def _mask(widths: list[int], bits: int, shift: int, like: Tensor) -> Tensor:
+    """Words of a block, ``[bits, 1]``, with the bits set that digits of codes of ``widths`` may have."""
+    largest = [(1 << width) - 1 >> shift & (1 << bits) - 1 for width in widths]
+    return to_words(torch.tensor(largest, dtype=torch.int32).unsqueeze(1), bits).to(like.device)

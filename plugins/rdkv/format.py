@@ -9,7 +9,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ...kernels.packed import BLOCK
+from ...kernels.packed import BLOCK, PINNED_START, VALUE_EXPONENT
 from ...runtime.errors import ConfigError
 from ...runtime.interfaces import CacheFormat, PackedSegment, PluginOptions
 from ...runtime.ladder import Distortion, Ladder
@@ -35,8 +35,8 @@ DISTORTIONS = {
     ),
 }
 AFFINE_BITS = 32  # scale and zero point, float16 each
-COLUMN_BITS = 16  # channel and plane of 2 bits of every key
-TABLE_BITS = 8 * 32 + 5 * 64  # a head's counts and starts
+COLUMN_BITS = 16  # channel and place of a digit of every key
+TABLE_BITS = (VALUE_EXPONENT + 1) * 32 + (PINNED_START + 1) * 64  # a head's counts and starts
 
 
 class MixedBitOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,9 +73,9 @@ class MixedBit(CacheFormat):
                 return 0
             return head_dim * bits + position + AFFINE_BITS
 
-        # Every head's affine parameters of all channels, its tables, and at most: key columns to whole blocks, the
-        # last byte of the classes.
-        head_cost = AFFINE_BITS * head_dim + TABLE_BITS + (BLOCK - 1) * COLUMN_BITS
+        # Every head's affine parameters of all channels, its tables, and at most: a second column for each digit of 4
+        # bits beyond whole blocks of them, columns of 2 bits to whole blocks, the last byte of the classes.
+        head_cost = AFFINE_BITS * head_dim + TABLE_BITS + 2 * (BLOCK - 1) * COLUMN_BITS
         if self.options.positions:
             head_cost += -(-tokens // 8) * 8 + 8
         return Ladder(
@@ -86,13 +86,13 @@ class MixedBit(CacheFormat):
             key_bits=WIDTHS,
             key_distortion=tuple(distortion.key[b] for b in WIDTHS),
             key_cost=WIDTHS,
-            key_overhead=tuple(b // 2 * COLUMN_BITS for b in WIDTHS),
+            key_overhead=tuple(-(-b // 4) * COLUMN_BITS for b in WIDTHS),  # a digit has 4 bits, or is all of 2
             pinned_cost=2 * head_dim * 16 + (32 if self.options.positions else 0),
             head_cost=head_cost,
             full_cost=2 * head_dim * 16 * tokens,
             channel_group=min(self.options.channel_group, head_dim),
             token_block=BLOCK,
-            key_block=2 * BLOCK,  # a column is 2 bits
+            key_block=2 * BLOCK,  # whole blocks of nibbles and of 2-bit digits
         )
 
     def pack(self, keys: Tensor, values: Tensor, plan: BitPlan) -> PackedSegment:

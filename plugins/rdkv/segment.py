@@ -1,4 +1,4 @@
-"""The packed prompt of the ``mixed-bit`` format: codes in 2-bit planes, ragged per head."""
+"""The packed prompt of the ``mixed-bit`` format: codes in digits of 4 and 2 bits, ragged per head."""
 
 from __future__ import annotations
 
