@@ -26,9 +26,12 @@ def command(config: str | None, **flags: Any) -> None:
 
     With --cache, show what is in a file that `rdkv compress` saved; no model is read, and nothing is drawn.
     """
+    from .errors import ConfigError
     from .settings import read_settings
 
     refuse_compression(flags)
+    if flags["cache"] is not None and flags["png"] is not None:
+        raise ConfigError("--png draws scores, and a saved cache does not hold them; leave it out")
     settings = read_settings(flags, config)
     note_debug(settings.debug)
     if settings.cache is not None:

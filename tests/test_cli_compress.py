@@ -168,6 +168,7 @@ def test_nothing_is_refused_after_weights_were_read(
         words = f"{flag[0]} has no effect on a prompt that --cache brings compressed"
         assert words in error_line([*generate, *ASK, *flag])
         assert words in error_line(["inspect", "--cache", file, *flag])
+    assert "--png draws scores" in error_line(["inspect", "--cache", file, "--png", "bits.png"])
     assert "leave one of them out" in error_line([*generate, *ASK, "--full-cache"])
     assert "sets both prompt and cache" in error_line([*generate, *ASK, "--prompt", "a"])
     assert "made without the chat template" in error_line([*generate, *ASK, "--chat"])

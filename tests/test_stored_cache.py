@@ -176,3 +176,29 @@ def test_tokens_are_in_the_vocabulary(stored: StoredCache, tmp_path: Path, tiny_
         ids[1, 3] = token
         path = rewritten(stored, tmp_path, {"token_ids": ids})
         refused(lambda path=path: rdkv.load(path, tiny_model("llama")), "not in its vocabulary")
+
+
+def test_whatever_the_tensors_say_nothing_else_is_read(
+    stored: StoredCache, tmp_path: Path, tiny_model: TinyModel
+) -> None:
+    """With bytes changed and the checksum put right a file is refused, or read without leaving its tensors."""
+    model: Any = rdkv.attach(tiny_model("llama"))
+    chance = torch.Generator().manual_seed(0)
+    names = [name for name in stored.tensors if ".segments." in name and stored.tensors[name].numel()]
+    read = 0
+    for case in range(140):
+        name = names[case % len(names)]
+        octets = stored.tensors[name].clone().reshape(-1).view(torch.uint8)
+        octets[torch.randint(len(octets), (1,), generator=chance)] ^= 1 << (case // len(names) % 8)
+        tensor = octets.view(stored.tensors[name].dtype).reshape(stored.tensors[name].shape)
+        path = rewritten(stored, tmp_path, {name: tensor})
+        try:
+            cache = open_cache(path).restore(model)
+        except CacheFileError as error:
+            assert "is not what rdkv writes" in str(error)
+            continue
+        read += 1
+        assert cache.bits.keys() == {"value", "key"}
+        with torch.no_grad():  # PyTorch raises where an index is out of bounds
+            model(torch.full((3, 1), 5), attention_mask=padding([41, 24, 32]).long(), past_key_values=cache)
+    assert 40 < read < 140
