@@ -194,8 +194,7 @@ def test_whatever_the_tensors_say_nothing_else_is_read(
         path = rewritten(stored, tmp_path, {name: tensor})
         try:
             cache = open_cache(path).restore(model)
-        except CacheFileError as error:
-            assert "is not what rdkv writes" in str(error)
+        except CacheFileError:
             continue
         read += 1
         assert cache.bits.keys() == {"value", "key"}
