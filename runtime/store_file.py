@@ -46,8 +46,8 @@ class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     fingerprint: str
     dtype: str
     layers: Count
-    heads: Count
-    dim: Count
+    heads: Annotated[int, msgspec.Meta(ge=1, le=1 << 10)]  # far more than there are, and less than fills a memory
+    dim: Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
 
 
 class CacheHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -102,7 +102,10 @@ def write(path: Path, header: CacheHeader, tensors: Mapping[str, Tensor]) -> Non
     Raises:
         CacheFileError: it cannot be written.
     """
-    text = msgspec.json.encode(msgspec.structs.replace(header, checksum=BLANK)).decode()
+    try:
+        text = msgspec.json.encode(msgspec.structs.replace(header, checksum=BLANK)).decode()
+    except TypeError as error:  # an option from Python
+        raise CacheFileError(f"cannot write {path}: a plugin's option is not what JSON holds: {error}") from error
     try:
         with new_file(path) as partial:
             safetensors.torch.save_file(dict(tensors), partial, {KEY: text})

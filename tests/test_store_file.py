@@ -141,6 +141,8 @@ def test_newer_version(tmp_path: Path) -> None:
         {"layers": [[1]]},
         {"more": 1},
         {"model": {"name": "a"}},
+        {"model": msgspec.to_builtins(HEADER.model) | {"heads": 1 << 40}},
+        {"model": msgspec.to_builtins(HEADER.model) | {"dim": 1 << 40}},
         {"compression": {"budget": 7.0}},
         {"compression": {"budget": 0.1, "budget_tokens": 3}},
         {"version": 1.5},
@@ -193,6 +195,13 @@ def test_interrupted_write_leaves_what_was_there(file: Path, monkeypatch: pytest
                 write(file, HEADER, {"codes": TENSORS["codes"]})
         assert file.read_bytes() == before
         assert os.listdir(file.parent) == [file.name]
+
+
+def test_options_that_json_does_not_hold(tmp_path: Path) -> None:
+    odd = msgspec.structs.replace(HEADER.compression, scorer_options={"window": object()})
+    with pytest.raises(CacheFileError, match="a plugin's option is not what JSON holds"):
+        write(tmp_path / "doc.rdkv", msgspec.structs.replace(HEADER, compression=odd), TENSORS)
+    assert os.listdir(tmp_path) == []
 
 
 def test_write_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
