@@ -62,6 +62,8 @@ def choose_tile(packed: Packed) -> Tile:
     tiles = sum(-(-row[TOKENS] // (64 * OCTET)) for row in packed.host_counts)
     if tiles < 2 * processors(packed.counts.device):
         return Tile(32, *columns, warps=2, registers=None, resident=4, ahead=False)
+    if packed.dim <= 64:
+        return Tile(32, *columns, warps=2, registers=168, resident=6, ahead=False)
     return Tile(64, *columns, warps=4, registers=168, resident=3)
 
 

@@ -199,7 +199,7 @@ def test_the_mix_counts_heads() -> None:
     assert found["value_widths"] == {"pinned": 0.25, "16": 0.375, "8": 0.125, "4": 0.125, "2": 0.125}
     assert found["key_widths"] == {"8": 0.5, "0": 0.5}  # the other head quantises nothing
     assert (found["key_columns"], found["heads_without_codes"]) == (64, 0.5)
-    assert found["key_profiles"] == {"8,0": 1.0}
+    assert found["key_profiles"] == {"8,8,8,8,0,0,0,0": 1.0}
     assert found["kept_over_layer_mean_deciles"][::10] == [0.75, 1.25]
 
 

@@ -29,7 +29,7 @@ from ..quality.prompts import Sample, longbench
 
 TASKS = ("gov_report", "hotpotqa", "narrativeqa", "qmsum", "repobench-p")
 BLOCK = 16  # key columns come in multiples of this
-GROUP = 16  # channels that share a width
+GROUP = 4  # channels that share a width
 
 
 @dataclass
