@@ -139,7 +139,7 @@ def key_words(key_codes, word, column, n, end, C):
 
 @triton.jit
 def key_nibbles(w, later, f, s0, s1, s2, s3, s4, s5, s6, s7):
-    """Sums of eight tokens plus what nibble columns with folded queries ``f`` add: words of four tokens, of four more."""
+    """Sums of eight tokens plus what nibble columns add to them: words of the first four and of the later four."""
     s0, s1, s2, s3 = multiply_nibbles(w, f, s0, s1, s2, s3)
     s4, s5, s6, s7 = multiply_nibbles(later, f, s4, s5, s6, s7)
     return s0, s1, s2, s3, s4, s5, s6, s7

@@ -187,3 +187,36 @@ def join(parts: Sequence[Packed], order: Sequence[int]) -> Packed:
         counts=torch.cat([p.counts for p in parts])[index],
         starts=torch.cat(shifted)[index],
     )
+
+
+def split(packed: Packed, sequences: Sequence[int]) -> Packed:
+    """Some sequences of ``packed`` as a prompt of their own, which shares nothing with it: the reverse of `join`."""
+    rows = [sequence * packed.heads + head for sequence in sequences for head in range(packed.heads)]
+    host = tuple(packed.host_counts[row] for row in rows)
+    starts, _ = layout(host, packed.dim)
+    every = packed.starts.tolist()
+    spans = [
+        [slice(start, start + size) for start, size in zip(every[row], row_sizes(counts, packed.dim), strict=True)]
+        for row, counts in zip(rows, host, strict=True)
+    ]
+
+    def cut(flat: Tensor, column: int) -> Tensor:
+        return torch.cat([flat[span[column]] for span in spans])
+
+    index = torch.tensor(rows, device=packed.counts.device)
+    return Packed(
+        batch=len(sequences),
+        heads=packed.heads,
+        dim=packed.dim,
+        host_counts=host,
+        raw=tuple(packed.raw[row] for row in rows),
+        key_codes=cut(packed.key_codes, KEY_START),
+        key_columns=cut(packed.key_columns, COLUMN_START),
+        key_affine=packed.key_affine[index],
+        value_codes=cut(packed.value_codes, VALUE_START),
+        value_affine=cut(packed.value_affine, VALUE_AFFINE_START),
+        pinned_keys=cut(packed.pinned_keys, PINNED_START),
+        pinned_values=cut(packed.pinned_values, PINNED_START),
+        counts=packed.counts[index],
+        starts=torch.tensor(starts, dtype=torch.int64, device=packed.starts.device),
+    )

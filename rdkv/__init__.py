@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .runtime.cache import CompressedCache as CompressedCache
     from .runtime.config import CompressionConfig as CompressionConfig
     from .runtime.errors import BudgetError as BudgetError
+    from .runtime.errors import CacheFileError as CacheFileError
     from .runtime.errors import ConfigError as ConfigError
     from .runtime.errors import PluginError as PluginError
     from .runtime.errors import RdkvError as RdkvError
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .runtime.plan import BitPlan as BitPlan
     from .runtime.plan import Budget as Budget
     from .runtime.plan import Scores as Scores
+    from .runtime.store import load as load
+    from .runtime.store import save as save
 
 __version__ = "0.1.0"
 
@@ -37,6 +40,7 @@ _HOME = {
     "CompressedCache": "cache",
     "CompressionConfig": "config",
     "BudgetError": "errors",
+    "CacheFileError": "errors",
     "ConfigError": "errors",
     "PluginError": "errors",
     "RdkvError": "errors",
@@ -53,6 +57,8 @@ _HOME = {
     "BitPlan": "plan",
     "Budget": "plan",
     "Scores": "plan",
+    "load": "store",
+    "save": "store",
 }
 
 __all__ = [*_HOME, "__version__"]

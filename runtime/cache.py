@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from typing import Any, NoReturn
 
 import torch
@@ -27,7 +28,7 @@ class CompressedCache(Cache):
     The first forward pass is the prompt: as soon as a layer's attention output exists, its keys and
     values are scored, allocated, packed and dropped. Tokens of later passes (new tokens, further turns)
     join a 16-bit tail; with ``prefill_chunk_size`` the first chunk is all that is compressed. The model
-    must be attached (`rdkv.attach`); a cache serves one conversation.
+    must be attached (`rdkv.attach`); a cache serves one conversation, and `fork` makes one for another.
 
     On a GPU packing is finished when the next layer's keys and values are there, so that it never idles
     while the host waits for it: those of two layers at most exist at 16 bits.
@@ -48,12 +49,29 @@ class CompressedCache(Cache):
 
     def __init__(self, model_config: Any, config: CompressionConfig, keep_scores: bool = False) -> None:
         check_supported(model_config)
-        self.model_config = text_config(model_config)
-        self.session = Session.start(self.model_config, config, keep_scores)
-        self.backend = ChosenBackend(config.backend)
+        self._begin(Session.start(text_config(model_config), config, keep_scores))
+
+    def _begin(self, session: Session) -> None:
+        """Be empty."""
+        self.model_config = session.model_config
+        self.session = session
+        self.backend = ChosenBackend(session.config.backend)
+        self._token_ids: tuple[tuple[int, ...], ...] | None = None
         layers = [CompressedLayer(i, self.session, self.backend) for i in range(self.model_config.num_hidden_layers)]
         self._compressed = layers
         super().__init__(layers=list(layers))
+
+    @classmethod
+    def for_stored(cls, model_config: Any, config: CompressionConfig) -> CompressedCache:
+        """A cache to be filled with a stored prompt, for which only the cache format has to be there.
+
+        Raises:
+            UnsupportedModelError: the model cannot use a compressed cache.
+        """
+        check_supported(model_config)
+        cache = cls.__new__(cls)
+        cache._begin(Session(text_config(model_config), config))
+        return cache
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -109,6 +127,25 @@ class CompressedCache(Cache):
         """Seconds spent on scoring, allocating and packing."""
         return self.session.seconds
 
+    @property
+    def prompt_lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence's prompt, without padding; none before the first forward pass."""
+        return tuple(self.session.prompt_lengths)
+
+    @property
+    def token_ids(self) -> Tensor | None:
+        """Tokens that the cache held when it was loaded (`rdkv.load`), ``[B, N]`` int64 where the first layer is.
+
+        What ``generate`` is given has to begin with them. None for a cache that was not loaded.
+        """
+        if self._token_ids is None:
+            return None
+        return torch.tensor(self._token_ids, device=self._compressed[0].device)
+
+    def keep_token_ids(self, token_ids: Tensor) -> None:
+        """Remember which tokens ``[B, N]`` it was loaded with; on the host, and counted nowhere."""
+        self._token_ids = tuple(map(tuple, token_ids.tolist()))
+
     def plan(self, layer: int) -> BitPlan:
         """Bits of every token and channel of a layer; tokens are aligned on the right, padding has 0 bits.
 
@@ -119,23 +156,16 @@ class CompressedCache(Cache):
             ConfigError: the format was told not to keep positions.
             RdkvError: there is no prompt yet.
         """
-        entry = self._finished[layer]
-        if entry.keys is None:
-            raise RdkvError("the cache holds no prompt yet; run the model with it first")
-        batch, heads, _, dim = entry.tail_shape
-        shape = (batch, heads, entry.prompt_tokens, dim)
-        if not entry.segments:
-            return BitPlan.uniform(shape, 16, entry.device)
-        plan = BitPlan.uniform(shape, 0, entry.device)
-        for rows, segment in entry.segments:
-            part = segment.plan()
-            start = entry.prompt_tokens - part.value_bits.shape[-1]
-            plan.value_bits[rows, :, start:], plan.pinned[rows, :, start:] = part.value_bits, part.pinned
-            plan.key_bits[rows] = part.key_bits
-        return plan
+        return self._finished[layer].plan()
 
     def scores(self, layer: int) -> list[Scores]:
-        """Scores of a layer, one entry for every group of sequences of one length (``keep_scores``)."""
+        """Scores of a layer, one entry for every group of sequences of one length.
+
+        Raises:
+            RdkvError: they were not kept; a file does not hold them.
+        """
+        if layer not in self.session.scores:
+            raise RdkvError(f"layer {layer} has no scores: they are kept with keep_scores=True, and not in a file")
         return self.session.scores[layer]
 
     @property
@@ -161,9 +191,28 @@ class CompressedCache(Cache):
             yield from layer.tensors()
         yield from self.backend.tensors()
 
+    def fork(self) -> CompressedCache:
+        """A cache of the same prompt and no token after it, for another conversation about it.
+
+        The packed prompt is shared, each cache has a tail of its own; neither sees what the other is told.
+
+        Raises:
+            RdkvError: there is no prompt yet.
+        """
+        if self.session.failed or not all(layer.tail is not None for layer in self._finished):
+            raise RdkvError("the cache holds no prompt yet; run the model with it before fork()")
+        fork = copy(self)
+        fork.session = self.session.fork()
+        fork._compressed = [layer.fork(fork.session) for layer in self._compressed]
+        fork.layers = list(fork._compressed)
+        if self._token_ids is not None:
+            fork._token_ids = tuple(ids[: fork._compressed[0].prompt_tokens] for ids in self._token_ids)
+        return fork
+
     def reset(self) -> None:
         """Forget everything; the next forward pass is a prompt."""
         self.session.reset()
+        self._token_ids = None
         super().reset()  # type: ignore[no-untyped-call]
 
     def reorder_cache(self, beam_idx: Tensor) -> NoReturn:

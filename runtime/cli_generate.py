@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
-from .cli_options import RUN_OPTIONS, note_debug, with_options
+from .cli_options import COMPRESSION_FLAGS, RUN_OPTIONS, note_debug, with_options
 
 if TYPE_CHECKING:
     from .config import CompressionConfig
@@ -18,22 +20,35 @@ if TYPE_CHECKING:
 @click.command(name="generate")
 @with_options(RUN_OPTIONS)
 def command(config: str | None, **flags: Any) -> None:
-    """Answer a prompt with a compressed cache."""
+    """Answer a prompt with a compressed cache, or a question on one that `rdkv compress` saved."""
     from .settings import read_settings
 
+    refuse_compression(flags)
     settings = read_settings(flags, config)
     note_debug(settings.debug)
     report = generate(settings)
     if settings.json:
-        import msgspec
-
         click.echo(msgspec.json.encode(report).decode())
     else:
         _print(report)
 
 
+def refuse_compression(flags: Mapping[str, Any]) -> None:
+    """Refuse flags of compression beside ``--cache``, which brings what is compressed."""
+    from .errors import ConfigError
+
+    if flags["cache"] is None:
+        return
+    for name in COMPRESSION_FLAGS:
+        if flags[name] not in (None, {}, ()):
+            flag = name.removesuffix("s") if name.endswith("_options") else name
+            raise ConfigError(f"--{flag.replace('_', '-')} has no effect on a prompt that --cache brings compressed")
+
+
 def generate(settings: RunSettings) -> GenerationReport:
     """Run ``rdkv generate`` with settings; everything that can be refused is, before weights are read."""
+    if settings.cache is not None:
+        return _generate_from_cache(settings, settings.cache)
     from .settings import compression_config, read_prompt
 
     text = read_prompt(settings)
@@ -43,6 +58,35 @@ def generate(settings: RunSettings) -> GenerationReport:
 
     request = generation_request(settings, text)
     return run_generation(load(settings, text, compression), request, compression)
+
+
+def _generate_from_cache(settings: RunSettings, file: str) -> GenerationReport:
+    """Answer a question on a cache that ``rdkv compress`` saved, with the model that made it."""
+    from .errors import ConfigError, ModelLoadError
+    from .generation import continue_generation
+    from .loading import load_model
+    from .stored_cache import open_cache
+
+    stored = open_cache(file)
+    request = generation_request(settings, "")
+    if settings.full_cache:
+        raise ConfigError(f"--full-cache compresses nothing, and {file} is compressed; leave one of them out")
+    if settings.question is None:
+        raise ConfigError(f"{file} holds a prompt that was read before; ask something about it with --question")
+    if settings.chat and not stored.header.chat:
+        raise ConfigError(f"{file} was made without the chat template; leave --chat out, or compress again with it")
+    record = stored.header.model
+    if not (name := settings.model or record.name):
+        raise ConfigError(f"{file} does not say how its model is called; give --model")
+    stored.cache_format(settings.plugins)
+    dtype = record.dtype if settings.dtype == "auto" else settings.dtype
+    try:
+        loaded = load_model(name, settings.device, dtype, stored.check_config)
+    except ModelLoadError as error:
+        hint = "" if settings.model else f" (it is the model that {file} names; --model says where it is now)"
+        raise ModelLoadError(f"{error}{hint}") from error
+    cache = stored.restore(loaded.model, loaded.tokenizer, settings.plugins, settings.backend or "auto")
+    return continue_generation(loaded, msgspec.structs.replace(request, chat=stored.header.chat), cache)
 
 
 def generation_request(settings: RunSettings, text: str) -> GenerationRequest:
@@ -93,8 +137,8 @@ def summary(report: GenerationReport) -> list[str]:
     rows = [
         ("tokens", f"{report.prompt_tokens:,} read, {report.new_tokens} written"),
         ("cache", f"{held:,} of {full:,} bytes, retention {report.retention:.2%}"),
-        ("tokens by value bits", shares(report.bits["value"])),
-        ("channels by key bits", shares(report.bits["key"])),
+        *([("tokens by value bits", shares(report.bits["value"]))] if report.bits else []),
+        *([("channels by key bits", shares(report.bits["key"]))] if report.bits else []),
         ("seconds", f"{seconds.prefill:.2f} prefill, {seconds.compress:.2f} compress, {seconds.decode:.2f} decode"),
         ("decoded tokens/s", f"{rate:.1f}"),
     ]

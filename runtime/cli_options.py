@@ -54,14 +54,15 @@ def _pluggable(kind: str) -> list[Callable[[Command], Command]]:
     ]  # fmt: skip
 
 
-RUN_OPTIONS: list[Callable[[Any], Any]] = [
-    MODEL,
+CONFIG = click.option("--config", metavar="FILE", help="TOML file with any of these flags; flags given here win.")
+JSON = switch("json", "Print one JSON object.")
+CHAT = switch("chat", "Use the model's chat template.")
+
+PROMPT_OPTIONS = [
     click.option("--prompt", metavar="TEXT", help="The prompt."),
     click.option("--prompt-file", metavar="FILE", help="Read the prompt from a file; - is standard input."),
-    click.option("--question", metavar="TEXT", help="Ask this after the prompt; compression sees it."),
-    switch("chat", "Use the model's chat template."),
-    switch("compress-first", "Compress the prompt before the question is seen."),
-    click.option("--max-new-tokens", type=int, metavar="N", help="Longest answer.  [default: 64]"),
+]
+COMPRESSION_OPTIONS = [
     click.option("--budget", type=float, metavar="X", help="Bytes to keep, as a fraction of the full 16-bit cache."),
     click.option("--budget-tokens", type=int, metavar="N", help="The same as whole 16-bit tokens a head."),
     click.option("--budget-bytes", type=int, metavar="N", help="The same as bytes over all layers."),
@@ -71,18 +72,33 @@ RUN_OPTIONS: list[Callable[[Any], Any]] = [
     *_pluggable("format"),
     click.option("--calibration", metavar="auto|none|FILE",
                  help="Distortions to plan with: `rdkv calibrate`'s, the format's own, or a file's.  [default: auto]"),
+]  # fmt: skip
+# The names of these flags.
+COMPRESSION_FLAGS = (
+    "budget", "budget_tokens", "budget_bytes", "preset", "scorer", "scorer_options", "allocator", "allocator_options",
+    "format", "format_options", "calibration",
+)  # fmt: skip
+RUN_OPTIONS: list[Callable[[Any], Any]] = [
+    MODEL,
+    *PROMPT_OPTIONS,
+    click.option("--cache", metavar="FILE", help="Take the prompt that `rdkv compress` saved in FILE, and its model."),
+    click.option("--question", metavar="TEXT", help="Ask this after the prompt; compression sees it."),
+    CHAT,
+    switch("compress-first", "Compress the prompt before the question is seen."),
+    click.option("--max-new-tokens", type=int, metavar="N", help="Longest answer.  [default: 64]"),
+    *COMPRESSION_OPTIONS,
     BACKEND,
     PLUGIN,
-    click.option("--config", metavar="FILE", help="TOML file with any of these flags; flags given here win."),
+    CONFIG,
     DEVICE,
     DTYPE,
     click.option("--seed", type=int, metavar="S", help="Seed of random numbers."),
     click.option("--temperature", type=float, metavar="T", help="Sample at this temperature.  [default: 0, greedy]"),
     click.option("--top-p", type=float, metavar="P", help="Sample from this share of the probability.  [default: 1]"),
     switch("full-cache", "Compress nothing, for comparison."),
-    switch("json", "Print one JSON object."),
+    JSON,
     DEBUG,
-]  # fmt: skip
+]
 
 
 def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Command]:

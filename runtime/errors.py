@@ -23,3 +23,7 @@ class BudgetError(RdkvError, ValueError):
 
 class ModelLoadError(RdkvError):
     """A model or tokenizer could not be read."""
+
+
+class CacheFileError(RdkvError):
+    """A saved cache could not be read or written, or belongs to another model."""

@@ -15,14 +15,14 @@ from .cache import CompressedCache
 from .config import CompressionConfig
 from .errors import ConfigError
 from .loading import LoadedModel
-from .prompt import Prompt, build_prompt, check_window
+from .prompt import Prompt, build_prompt, check_window, turn
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What to ask of a model.
 
     Attributes:
-        prompt: the text whose cache is compressed.
+        prompt: the text whose cache is compressed; empty where a cache that was saved holds it.
         question: appended to the prompt, see `build_prompt`.
         chat: use the tokenizer's chat template.
         compress_first: compress the text before the question is seen.
@@ -35,7 +35,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         ConfigError: a value out of range.
     """
 
-    prompt: str
+    prompt: str = ""
     question: str | None = None
     chat: bool = False
     compress_first: bool = False
@@ -76,7 +76,8 @@ class GenerationReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
             and with ``compress_first`` the question) sit in a 16-bit tail that counts neither here nor below.
         full_cache_bytes: bytes of the same tokens in a full 16-bit cache.
         bits: under ``value`` the share of prompt tokens at each bit-width of their value (0 is evicted,
-            ``pinned`` is 16 bits outside the quantiser), under ``key`` the share of key channels.
+            ``pinned`` is 16 bits outside the quantiser), under ``key`` the share of key channels. Empty where the
+            format was told not to keep positions.
         seconds: time by phase.
         model, device, dtype: what ran, and where.
         scorer, allocator, format, budget, budget_tokens, budget_bytes: what compressed it; ``format`` is
@@ -114,9 +115,31 @@ def run_generation(
     prompt = prepare_prompt(loaded, request)
     if compression is None:
         return _run_full(loaded, request, prompt)
+    return _run_compressed(loaded, request, prompt, CompressedCache(loaded.model.config, compression))
+
+
+def continue_generation(loaded: LoadedModel, request: GenerationRequest, cache: CompressedCache) -> GenerationReport:
+    """Answer the question of ``request`` on what ``cache`` holds since it was loaded (`rdkv.load`).
+
+    Raises:
+        ConfigError: no question, one that does not fit the window, or a cache of several prompts.
+    """
+    if cache.token_ids is None or len(cache.prompt_lengths) != 1:
+        raise ConfigError(f"the cache holds {len(cache.prompt_lengths)} prompts; a question is asked of one")
+    if request.question is None:
+        raise ConfigError("a cache that was saved is asked something: give --question")
+    (held,) = cache.token_ids.tolist()
+    prompt = Prompt(tuple(held), turn(loaded.tokenizer, request.question, request.chat))
+    check_window(prompt, request.max_new_tokens, loaded.model.config)
+    return _run_compressed(loaded, request, prompt, cache)
+
+
+def _run_compressed(
+    loaded: LoadedModel, request: GenerationRequest, prompt: Prompt, cache: CompressedCache
+) -> GenerationReport:
     from .attention import attach, detach
 
-    cache = CompressedCache(loaded.model.config, compression)
+    compression = cache.session.config
     attach(loaded.model)
     try:
         new, prefill, decode = _timed_generate(loaded, request, prompt, cache)
@@ -127,7 +150,7 @@ def run_generation(
         retention=cache.retention,
         cache_bytes=cache.prompt_nbytes,
         full_cache_bytes=cache.prompt_full_nbytes,
-        bits=cache.bits,
+        bits=_bits(cache),
         seconds=Seconds(prefill - cache.compress_seconds, cache.compress_seconds, decode),
         scorer=compression.scorer,
         allocator=compression.allocator,
@@ -136,6 +159,13 @@ def run_generation(
         budget_tokens=compression.budget_tokens,
         budget_bytes=compression.budget_bytes,
     )
+
+
+def _bits(cache: CompressedCache) -> dict[str, dict[str, float]]:
+    try:
+        return cache.bits
+    except ConfigError:  # without positions there is no plan
+        return {}
 
 
 def prepare_prompt(loaded: LoadedModel, request: GenerationRequest) -> Prompt:
@@ -150,6 +180,13 @@ def read_text(loaded: LoadedModel, prompt: Prompt, cache: Any) -> None:
     """Run the model over the text of ``prompt`` alone, so that ``cache`` holds it."""
     ids = torch.tensor([prompt.text], device=loaded.device)
     loaded.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+def now(device: str) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _run_full(loaded: LoadedModel, request: GenerationRequest, prompt: Prompt) -> GenerationReport:
@@ -188,8 +225,8 @@ def _timed_generate(
     if request.seed is not None:
         torch.manual_seed(request.seed)
     clock = _FirstToken(loaded.device)
-    start = clock.now()
-    if prompt.turn:
+    start = now(loaded.device)
+    if prompt.turn and not cache.get_seq_length():
         read_text(loaded, prompt, cache)
     ids = torch.tensor([prompt.text + prompt.turn], device=loaded.device)
     output = loaded.model.generate(
@@ -201,7 +238,7 @@ def _timed_generate(
         pad_token_id=_pad_token(loaded),
         **_sampling(request),
     )
-    end = clock.now()
+    end = now(loaded.device)
     first = clock.at if clock.at is not None else end
     return output[0, ids.shape[1] :].tolist(), first - start, end - first
 
@@ -234,12 +271,7 @@ class _FirstToken(LogitsProcessor):
         self.device = device
         self.at: float | None = None
 
-    def now(self) -> float:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.at is None:
-            self.at = self.now()
+            self.at = now(self.device)
         return scores

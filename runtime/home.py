@@ -1,9 +1,10 @@
-"""Where rdkv keeps what it makes once: converted models and calibrations. Writes there are all or nothing."""
+"""Where rdkv keeps what it makes once (converted models, calibrations), and writes that are all or nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -25,14 +26,33 @@ def home() -> Path:
 def write_file(path: Path, content: bytes) -> None:
     """Write ``content`` so that ``path`` holds either all of it or what it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
+    with new_file(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """The name of a file to write beside ``path``, which becomes ``path``, on the disk, if the block ends well."""
+    partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode
+        yield partial
+        partial.chmod(mode)  # a library may have put a file of its own there, for the owner alone
+        _sync(partial)
+        os.replace(partial, path)
+        with contextlib.suppress(OSError):  # not every file system can
+            _sync(path.parent)  # the name, too
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def inspect_prompt(loaded: LoadedModel, request: GenerationRequest, compression:
 
 
 def layer_row(layer: int, plan: BitPlan, nbytes: int, full_nbytes: int) -> LayerRow:
-    """Summary of one layer's plan for one sequence."""
+    """Summary of one layer's plan, or of the part of it that is looked at."""
     bits = plan.value_bits.masked_fill(plan.pinned, 16)
     values = _shares(plan.value_bits[~plan.pinned], plan.pinned.numel())
     if pinned := float(plan.pinned.float().mean()):

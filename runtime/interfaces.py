@@ -8,14 +8,16 @@ group of sequences of one length, so every position it sees is a real token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import msgspec
+import torch
 from torch import Tensor
 
 from ..kernels.backends import Backend
 from ..kernels.tail import Tail, with_tail
+from .errors import RdkvError
 from .ladder import Distortion, Ladder
 from .observation import Observation
 from .plan import BitPlan, Budget, Scores
@@ -167,3 +169,35 @@ class CacheFormat(ABC):
             `PackedSegment.attend_with_tail` is used. Together they hold no more bytes than the given ones.
         """
         return None
+
+    def dump(self, segment: PackedSegment) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file has to hold for `load`: tensors by name, and what else there is to know, as JSON has it.
+
+        A segment that `join` made share its tensors gives its own part; what is loaded is joined again.
+
+        Raises:
+            RdkvError: this format has no form on disk; so it is without an override.
+        """
+        raise RdkvError(f"{type(self).__name__} cannot be saved: the format has no dump() and load()")
+
+    def load(
+        self,
+        tensors: Mapping[str, Tensor],
+        header: Mapping[str, Any],
+        shape: tuple[int, int, int, int],
+        device: torch.device,
+    ) -> PackedSegment:
+        """The segment that `dump` took apart, to the bit.
+
+        The tensors may say anything: whatever decoding relies on has to be checked, and nothing may be allocated
+        that ``shape`` and the tensors do not account for.
+
+        Args:
+            tensors, header: as `dump` gave them; tensors are on ``device``, contiguous, and the segment's to keep.
+            shape: ``(B, H, T, D)`` of the prompt.
+            device: where the segment belongs.
+
+        Raises:
+            ValueError: what is wrong with them.
+        """
+        raise RdkvError(f"{type(self).__name__} cannot be loaded: the format has no dump() and load()")

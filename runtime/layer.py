@@ -13,9 +13,10 @@ from ..kernels import naive
 from ..kernels.backends import Backend
 from ..kernels.tail import TailBuffer
 from .attention import causal_mask, link, plain_attention
-from .errors import UnsupportedModelError
+from .errors import RdkvError, UnsupportedModelError
 from .interfaces import PackedSegment
 from .observation import Observation
+from .plan import BitPlan
 from .session import Group, Session
 
 _SEEN = "_rdkv_tail_seen"
@@ -118,6 +119,32 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.packed_tokens = 0
         self._start_tail(*(t.clone(memory_format=torch.contiguous_format) for t in (keys, values)))
 
+    def resume(
+        self,
+        prompt_tokens: int,
+        groups: list[Group],
+        segments: list[PackedSegment],
+        joined: PackedSegment | None,
+        tail: tuple[Tensor, Tensor],
+    ) -> None:
+        """Take a prompt that was compressed before, and what came after it.
+
+        Args:
+            prompt_tokens: of the prompt, padding included.
+            groups, segments, joined: as for `store`; no segment where nothing was packed.
+            tail: keys and values ``[B, H, n, D]`` of all other tokens, the prompt's own where nothing was packed.
+        """
+        self.lazy_initialization(*tail)
+        self.prompt_tokens = self.packed_tokens = prompt_tokens
+        if segments:
+            self.store(groups, segments, joined, tail[0].dtype)
+        else:
+            self.store_whole(*(t[:, :, :prompt_tokens] for t in tail))
+        assert self.tail is not None
+        if self.tail.length < tail[0].shape[2]:
+            self.tail.append(*(t[:, :, self.tail.length :] for t in tail))
+            self.keys, self.values = self.tail.tokens
+
     def _start_tail(self, keys: Tensor, values: Tensor) -> None:
         self.tail = TailBuffer(keys, values)
         self.keys, self.values = self.tail.tokens
@@ -140,6 +167,34 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             packed = segment.attend_with_tail(query[rows], scale, None, self.backend)
             output[rows], lse[rows] = naive.merge_states(output[rows], lse[rows], *packed)
         return output.to(query.dtype).transpose(1, 2).contiguous()
+
+    def plan(self) -> BitPlan:
+        """Bits of every token and channel, see `CompressedCache.plan`."""
+        if self.keys is None:
+            raise RdkvError("the cache holds no prompt yet; run the model with it first")
+        batch, heads, _, dim = self.tail_shape
+        shape = (batch, heads, self.prompt_tokens, dim)
+        if not self.segments:
+            return BitPlan.uniform(shape, 16, self.device)
+        plan = BitPlan.uniform(shape, 0, self.device)
+        for rows, segment in self.segments:
+            part = segment.plan()
+            start = self.prompt_tokens - part.value_bits.shape[-1]
+            plan.value_bits[rows, :, start:], plan.pinned[rows, :, start:] = part.value_bits, part.pinned
+            plan.key_bits[rows] = part.key_bits
+        return plan
+
+    def fork(self, session: Session) -> CompressedLayer:
+        """A layer of another cache that holds the same prompt, and no token after it; what is packed is shared."""
+        assert self.tail is not None
+        layer = CompressedLayer(self.index, session, self.backend)
+        layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
+        layer.batch_size, layer.tail_shape = self.batch_size, self.tail_shape
+        layer.prompt_tokens, layer.packed_tokens = self.prompt_tokens, self.packed_tokens
+        layer.segments, layer.parts = self.segments, self.parts
+        layer.tail = self.tail.fork()
+        layer.keys, layer.values = layer.tail.tokens
+        return layer
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that the layer holds."""

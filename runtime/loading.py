@@ -103,6 +103,12 @@ def resolve_source(name: str) -> str:
     return name
 
 
+def lasting_name(name: str) -> str:
+    """A name that ``load_model`` takes for the same model from any folder."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in ALIASES and path.exists() else name
+
+
 def resolve_device(device: str) -> str:
     """``cpu`` or ``cuda`` for ``auto``, ``cpu`` or ``cuda``."""
     import torch

@@ -9,6 +9,7 @@ from .errors import ConfigError
 from .support import model_window
 
 SEPARATOR = "\n\n"  # between the text and the question
+UNKNOWN = "unknown"  # in place of a text or a question that is not known yet; any word would do
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,53 @@ def build_prompt(
     Raises:
         ConfigError: no text, a question that has to come later but is missing, or no chat template.
     """
+    if compress_first:
+        if question is None:
+            raise ConfigError("compress_first keeps the question for a later turn, but there is no question")
+        return Prompt(document(tokenizer, text, chat), turn(tokenizer, question, chat))
+    _check(text, question)
+    whole = text if question is None else text + SEPARATOR + question
+    return Prompt(_encode(tokenizer, _render(tokenizer, whole) if chat else whole, special=not chat))
+
+
+def document(tokenizer: Any, text: str, chat: bool = False) -> tuple[int, ...]:
+    """Tokens of a text that questions will follow (`turn`), which are not known yet.
+
+    Raises:
+        ConfigError: no text, or a chat template that is missing or cannot be cut after it.
+    """
+    _check(text, None)
+    head, _ = _cut(tokenizer, text, UNKNOWN, chat)
+    return _encode(tokenizer, head, special=not chat)
+
+
+def turn(tokenizer: Any, question: str, chat: bool = False) -> tuple[int, ...]:
+    """Tokens of a question that follows a `document`, and of what the chat template puts after it.
+
+    Raises:
+        ConfigError: no question, or a chat template that is missing or cannot be cut before it.
+    """
+    _check(UNKNOWN, question)
+    _, tail = _cut(tokenizer, UNKNOWN, question, chat)
+    return _encode(tokenizer, tail, special=False)
+
+
+def _check(text: str, question: str | None) -> None:
     if not text.strip():
         raise ConfigError("the prompt is empty")
     if question is not None and not question.strip():
         raise ConfigError("the question is empty")
-    if compress_first and question is None:
-        raise ConfigError("compress_first keeps the question for a later turn, but there is no question")
-    whole = text if question is None else text + SEPARATOR + question
+
+
+def _cut(tokenizer: Any, text: str, question: str, chat: bool) -> tuple[str, str]:
+    """A text with its question, rendered, before and after the place where the question begins."""
+    whole = text + SEPARATOR + question
     rendered = _render(tokenizer, whole) if chat else whole
-    if not (compress_first and question is not None):
-        return Prompt(_encode(tokenizer, rendered, special=not chat))
     # The last occurrence: the text may contain the question's words too, but the question comes after it.
     cut = rendered.rfind(SEPARATOR + question)
     if cut < 0:
         raise ConfigError("the chat template changes the question, so it cannot be told apart for a later turn")
-    head = _encode(tokenizer, rendered[:cut], special=not chat)
-    return Prompt(head, _encode(tokenizer, rendered[cut:], special=False))
+    return rendered[:cut], rendered[cut:]
 
 
 def check_window(prompt: Prompt, new_tokens: int, config: Any) -> None:

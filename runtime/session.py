@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, ref
 
@@ -14,10 +16,11 @@ from torch import Tensor
 from .checks import blame
 from .config import CompressionConfig
 from .errors import RdkvError, UnsupportedModelError
-from .interfaces import PackedSegment
+from .interfaces import CacheFormat, PackedSegment
 from .observation import Observation
 from .pipeline import Pending, Pipeline, Planned
 from .plan import Scores
+from .registry import load_registry
 from .stopwatch import Stopwatch
 from .support import check_window
 
@@ -31,6 +34,11 @@ class Group:
 
     rows: list[int]
     start: int
+
+
+def groups_of(starts: list[int]) -> list[Group]:
+    """Rows by where their tokens start, those without padding first."""
+    return [Group([r for r, s in enumerate(starts) if s == start], start) for start in sorted(set(starts))]
 
 
 @dataclass
@@ -62,6 +70,7 @@ class Session:
     """One cache's pipeline and what it has seen so far.
 
     Attributes:
+        config: what compresses, see `pipeline`.
         prompt_lengths: real tokens of each sequence's prompt, once it is known.
         padding: the mask last read, which all layers of a pass share, and where each sequence starts by it.
         stopwatch: time spent on scoring, allocating and packing.
@@ -73,7 +82,7 @@ class Session:
     """
 
     model_config: Any
-    pipeline: Pipeline
+    config: CompressionConfig
     keep_scores: bool = False
     prompt_lengths: list[int] = field(default_factory=list)
     padding: tuple[ReferenceType[Tensor], list[int]] | None = None
@@ -87,7 +96,19 @@ class Session:
     @classmethod
     def start(cls, model_config: Any, config: CompressionConfig, keep_scores: bool) -> Session:
         """A session for a model; its plugins are loaded and their options checked."""
-        return cls(model_config, Pipeline(model_config, config), keep_scores)
+        session = cls(model_config, config, keep_scores)
+        session.pipeline  # noqa: B018
+        return session
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The configuration's plugins; a prompt that was loaded does without, until another one is compressed."""
+        return Pipeline(self.model_config, self.config)
+
+    @cached_property
+    def format(self) -> CacheFormat:
+        """The configuration's cache format alone, which is all that a stored prompt asks for."""
+        return load_registry(self.config.plugins).format(self.config.format, self.config.format_options)
 
     def groups(self, mask: Tensor | None, keys: Tensor) -> list[Group]:
         """Sequences of the prompt by length, from the padding ``mask`` ``[B, T]`` (None: no padding).
@@ -99,7 +120,7 @@ class Session:
         starts = [0] * batch if mask is None else self._starts(mask, tokens)
         self.prompt_lengths = [tokens - start for start in starts]
         check_window(self.model_config, max(self.prompt_lengths))
-        return [Group([r for r, s in enumerate(starts) if s == start], start) for start in sorted(set(starts))]
+        return groups_of(starts)
 
     def _starts(self, mask: Tensor, tokens: int) -> list[int]:
         """Where each sequence starts behind its padding; the device is asked once for all layers."""
@@ -206,6 +227,13 @@ class Session:
         """Seconds spent on scoring, allocating and packing; waits for a GPU that is still at it."""
         self.finish()
         return self.stopwatch.seconds
+
+    def fork(self) -> Session:
+        """A session that knows the same of the prompt, for another cache."""
+        fork = copy(self)  # its plugins, too
+        fork.prompt_lengths, fork.scores = [*self.prompt_lengths], {**self.scores}
+        fork.padding, fork.waiting, fork.packing = None, [], None
+        return fork
 
     def reset(self) -> None:
         """Forget the prompt."""

@@ -14,18 +14,22 @@ from .errors import ConfigError
 
 # At most one of each group counts; a layer that sets one of them overrides the others below it.
 BUDGETS = ("budget", "budget_tokens", "budget_bytes")
-PROMPTS = ("prompt", "prompt_file")
+PROMPTS = ("prompt", "prompt_file", "cache")
 PLUGGABLE = ("scorer", "allocator", "format")
 # A flag that can be given more than once is spelled in the singular, and its list in the plural.
 SINGULAR = {f"{kind}_option": f"{kind}_options" for kind in PLUGGABLE} | {"plugin": "plugins"}
 
 
 class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Every flag of ``rdkv generate`` and ``rdkv inspect``, which are also the keys of ``--config``."""
+    """Every flag of ``rdkv generate``, ``compress`` and ``inspect``, which are also the keys of ``--config``.
+
+    A command reads those that it has, so that one file serves them all.
+    """
 
     model: str | None = None
     prompt: str | None = None
     prompt_file: str | None = None
+    cache: str | None = None
     question: str | None = None
     chat: bool = False
     compress_first: bool = False
@@ -51,6 +55,8 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     full_cache: bool = False
     json: bool = False
     png: str = "rdkv-inspect.png"
+    out: str | None = None
+    overwrite: bool = False
     debug: bool = False
 
 
@@ -103,7 +109,7 @@ def compression_config(settings: RunSettings) -> CompressionConfig:
         if value not in (None, (), {}):
             given[name] = value
     if not any(name in given for name in BUDGETS):
-        raise ConfigError("no budget: give --budget (a fraction), --budget-tokens or --budget-bytes, or --full-cache")
+        raise ConfigError("no budget: give --budget (a fraction, 1 keeps all), --budget-tokens or --budget-bytes")
     return CompressionConfig(**given)
 
 

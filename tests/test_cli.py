@@ -184,11 +184,11 @@ def test_help_does_not_wait_for_torch() -> None:
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert time.perf_counter() - begin < 10  # 0.1 s on an idle machine
-    for command in ("generate", "inspect", "plugins", "calibrate"):
+    for command in ("generate", "compress", "inspect", "plugins", "calibrate"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect", "plugins", "calibrate"])
+@pytest.mark.parametrize("command", ["generate", "compress", "inspect", "plugins", "calibrate"])
 def test_help_of_commands(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert run([command, "--help"]) == 0
     assert "--debug" in capsys.readouterr().out

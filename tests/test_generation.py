@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from rdkv.runtime import generation
+from rdkv.runtime.cache import CompressedCache
+from rdkv.runtime.compression import compress_prompt
 from rdkv.runtime.config import CompressionConfig
 from rdkv.runtime.errors import ConfigError
-from rdkv.runtime.generation import GenerationReport, GenerationRequest, run_generation
+from rdkv.runtime.generation import GenerationReport, GenerationRequest, continue_generation, run_generation
 from rdkv.runtime.loading import LoadedModel, load_model
+from rdkv.runtime.store import load
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. " * 3
 TIGHT = CompressionConfig(budget=0.3)
@@ -129,6 +132,45 @@ def test_bad_requests(
     monkeypatch.setattr(generation, "_timed_generate", lambda *_: pytest.fail("the model ran"))
     with pytest.raises(ConfigError, match=words):
         run(loaded, TIGHT, **changes)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_saved_prompt_answers_as_one_that_was_just_read(loaded: LoadedModel, tmp_path: Path, chat: bool) -> None:
+    compress_prompt(loaded, TEXT, chat, TIGHT, tmp_path / "doc.rdkv")
+    asked = {"question": "Who?", "chat": chat}
+    expected = run(loaded, TIGHT, compress_first=True, **asked)
+    seen: list[int] = []
+    hook = loaded.model.get_input_embeddings().register_forward_hook(lambda _, args, __: seen.append(args[0].shape[1]))
+    cache = load(tmp_path / "doc.rdkv", loaded.model, loaded.tokenizer)
+    report = continue_generation(loaded, GenerationRequest(max_new_tokens=8, **asked), cache)
+    hook.remove()
+    assert seen[0] < 30  # the question alone was read
+    assert report.text == expected.text
+    for name in ("prompt_tokens", "new_tokens", "cache_bytes", "full_cache_bytes", "bits", "scorer", "budget"):
+        assert getattr(report, name) == getattr(expected, name), name
+    assert report.seconds.compress == 0
+
+
+def test_what_a_saved_prompt_cannot_be_asked(loaded: LoadedModel, tmp_path: Path) -> None:
+    compress_prompt(loaded, TEXT, False, TIGHT, tmp_path / "doc.rdkv")
+
+    def ask(**request: Any) -> None:
+        continue_generation(loaded, GenerationRequest(**request), load(tmp_path / "doc.rdkv", loaded.model))
+
+    with pytest.raises(ConfigError, match="give --question"):
+        ask()
+    with pytest.raises(ConfigError, match="the question is empty"):
+        ask(question=" ")
+    with pytest.raises(ConfigError, match="ask for at most"):
+        ask(question="Who?", max_new_tokens=500)
+    with pytest.raises(ConfigError, match="the cache holds 0 prompts"):
+        continue_generation(loaded, GenerationRequest(question="Who?"), CompressedCache(loaded.model.config, TIGHT))
+
+
+def test_without_positions_there_are_no_shares(loaded: LoadedModel) -> None:
+    report = run(loaded, CompressionConfig(budget=0.3, format_options={"positions": "no"}))
+    assert report.bits == {}
+    assert report.retention <= 0.3
 
 
 def test_16_bit_model(tiny_folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rdkv.runtime.home import PARTIAL, home, new_folder, write_file
+from rdkv.runtime.home import PARTIAL, home, new_file, new_folder, write_file
 
 
 def test_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -65,3 +65,30 @@ def test_write_file_keeps_the_old_contents_on_failure(tmp_path: Path, monkeypatc
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_new_file_is_there_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with new_file(path) as partial:
+        partial.write_bytes(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+
+    def fail() -> None:
+        with new_file(path) as partial:
+            partial.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_new_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (steps.append("sync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *names: (steps.append("replace"), replace(*names)))
+    write_file(tmp_path / "file", b"new")
+    assert steps == ["sync", "replace", "sync"]

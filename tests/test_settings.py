@@ -36,6 +36,13 @@ def test_prompt_of_a_flag_replaces_the_files(tmp_path: Path) -> None:
     assert (settings.prompt, settings.prompt_file) == ("here", None)
 
 
+def test_a_saved_prompt_replaces_another(tmp_path: Path) -> None:
+    settings = read_settings({"cache": "doc.rdkv"}, toml(tmp_path, 'prompt_file = "there"'))
+    assert (settings.cache, settings.prompt_file) == ("doc.rdkv", None)
+    with pytest.raises(ConfigError, match="the command line sets both prompt and cache"):
+        read_settings({"cache": "doc.rdkv", "prompt": "here"}, None)
+
+
 def test_every_spelling_of_a_key(tmp_path: Path) -> None:
     file = toml(tmp_path, 'plugin = "a"\n[scorer-option]\nwindow = 8\n[format_options]\nx = 1\n')
     settings = read_settings({}, file)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
+import torch
 from torch import Tensor
 
 from ...kernels.packed import BLOCK, PINNED_START, VALUE_EXPONENT
@@ -13,6 +14,7 @@ from ...runtime.errors import ConfigError
 from ...runtime.interfaces import CacheFormat, PackedSegment, PluginOptions
 from ...runtime.ladder import Distortion, Ladder
 from ...runtime.plan import BitPlan
+from . import dump
 from .pack import begin
 from .segment import MixedBitSegment, join_segments
 
@@ -107,3 +109,16 @@ class MixedBit(CacheFormat):
         if len(mixed) < len(segments) or len({segment.packed.pinned_keys.dtype for segment in mixed}) > 1:
             return None
         return join_segments(mixed, rows)
+
+    def dump(self, segment: PackedSegment) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, header = dump.dump(segment)
+        return tensors, msgspec.to_builtins(header)
+
+    def load(
+        self,
+        tensors: Mapping[str, Tensor],
+        header: Mapping[str, Any],
+        shape: tuple[int, int, int, int],
+        device: torch.device,
+    ) -> PackedSegment:
+        return dump.load(tensors, msgspec.convert(header, dump.SegmentHeader), shape, device)
