@@ -138,16 +138,19 @@ def key_words(key_codes, word, column, n, end, C):
 
 
 @triton.jit
-def key_nibbles(w, later, f, s0, s1, s2, s3, s4, s5, s6, s7):
-    """Sums of eight tokens plus what nibble columns add to them: words of the first four and of the later four."""
-    s0, s1, s2, s3 = multiply_nibbles(w, f, s0, s1, s2, s3)
+def key_nibbles(key_codes, octet, column, n, A, C, f, s0, s1, s2, s3, s4, s5, s6, s7):
+    """Sums of eight tokens plus what some of the ``A`` nibble columns, with folded queries ``f``, add to them."""
+    lower = key_words(key_codes, octet, column, n, A, C)
+    s0, s1, s2, s3 = multiply_nibbles(lower, f, s0, s1, s2, s3)
+    later = key_words(key_codes + A, octet, column, n, A, C)
     s4, s5, s6, s7 = multiply_nibbles(later, f, s4, s5, s6, s7)
     return s0, s1, s2, s3, s4, s5, s6, s7
 
 
 @triton.jit
-def key_pairs(w, f, s0, s1, s2, s3, s4, s5, s6, s7):
-    """The same for columns of 2 bits."""
+def key_pairs(key_codes, octet, column, n, S, C, f, s0, s1, s2, s3, s4, s5, s6, s7):
+    """The same of some of the ``S`` columns of 2 bits."""
+    w = key_words(key_codes, octet, column, n, S, C)
     s0, s1, s2, s3 = multiply_pairs(w, f, s0, s1, s2, s3)
     s4, s5, s6, s7 = multiply_pairs(down(w, 8), f, s4, s5, s6, s7)
     return s0, s1, s2, s3, s4, s5, s6, s7

@@ -23,7 +23,6 @@ from .decode_codes_kernels import (
     hide,
     key_nibbles,
     key_pairs,
-    key_words,
     load_affine,
     load_query,
     prefetch,
@@ -122,36 +121,36 @@ def packed_zone(
         octet = tile * W + wi
         slot = octet * 8
         block = tile * (W // 2) + tl.arange(0, W // 2)
-        # All loads first: the device has each of them under way while it waits for the first.
-        pairs = key_codes + 2 * A
-        if NS > 0:
-            ws = key_words(pairs, octet, cs, n, S, C)
-        if NA > 0:
-            wa, va = key_words(key_codes, octet, ca, n, A, C), key_words(key_codes + A, octet, ca, n, A, C)
         s0 = tl.zeros([W, N], tl.float32)
         s1, s2, s3, s4, s5, s6, s7 = s0, s0, s0, s0, s0, s0, s0
         if NS > 0:
-            s0, s1, s2, s3, s4, s5, s6, s7 = key_pairs(ws, fs, s0, s1, s2, s3, s4, s5, s6, s7)
+            pairs = key_codes + 2 * A
+            s0, s1, s2, s3, s4, s5, s6, s7 = key_pairs(pairs, octet, cs, n, S, C, fs, s0, s1, s2, s3, s4, s5, s6, s7)
             if MANY:
                 for c in range(NS, S, 32):  # more columns than folded queries are kept for
                     ce = c + tl.arange(0, 32)
                     channel_e, scale_e = column_scales(key_columns + A, key_affine, ce, S)
                     fe = fold_query(q_ptr, q_at, channel_e, scale_e, norm, ni, NQ)
-                    we = key_words(pairs, octet, ce, n, S, C)
-                    s0, s1, s2, s3, s4, s5, s6, s7 = key_pairs(we, fe, s0, s1, s2, s3, s4, s5, s6, s7)
+                    s0, s1, s2, s3, s4, s5, s6, s7 = key_pairs(
+                        pairs, octet, ce, n, S, C, fe, s0, s1, s2, s3, s4, s5, s6, s7
+                    )
         if NA > 0:
-            s0, s1, s2, s3, s4, s5, s6, s7 = key_nibbles(wa, va, fa, s0, s1, s2, s3, s4, s5, s6, s7)
+            s0, s1, s2, s3, s4, s5, s6, s7 = key_nibbles(
+                key_codes, octet, ca, n, A, C, fa, s0, s1, s2, s3, s4, s5, s6, s7
+            )
         if NB > 0:
             if A > NA:
-                wb, vb = key_words(key_codes, octet, cb, n, A, C), key_words(key_codes + A, octet, cb, n, A, C)
-                s0, s1, s2, s3, s4, s5, s6, s7 = key_nibbles(wb, vb, fb, s0, s1, s2, s3, s4, s5, s6, s7)
+                s0, s1, s2, s3, s4, s5, s6, s7 = key_nibbles(
+                    key_codes, octet, cb, n, A, C, fb, s0, s1, s2, s3, s4, s5, s6, s7
+                )
         if MANY:
             for c in range(NA + NB, A, 32):
                 ce = c + tl.arange(0, 32)
                 channel_e, scale_e = column_scales(key_columns, key_affine, ce, A)
                 fe = fold_query(q_ptr, q_at, channel_e, scale_e, norm, ni, NQ)
-                wm, vm = key_words(key_codes, octet, ce, n, A, C), key_words(key_codes + A, octet, ce, n, A, C)
-                s0, s1, s2, s3, s4, s5, s6, s7 = key_nibbles(wm, vm, fe, s0, s1, s2, s3, s4, s5, s6, s7)
+                s0, s1, s2, s3, s4, s5, s6, s7 = key_nibbles(
+                    key_codes, octet, ce, n, A, C, fe, s0, s1, s2, s3, s4, s5, s6, s7
+                )
 
         # What follows the logits is loaded before their maximum is known.
         e0, e1 = load_affine(value_affine, slot, n, 0), load_affine(value_affine, slot, n, 1)

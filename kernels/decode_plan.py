@@ -55,25 +55,28 @@ class Tile:
 
 def choose_tile(packed: Packed) -> Tile:
     """The shape measured to be the fastest for a prompt's size and its widest head."""
-    columns = kept_columns(packed)
     if packed.dim > 128:
-        return Tile(32, *columns, warps=4, registers=168, resident=3)
+        return Tile(32, *kept_columns(packed), warps=4, registers=168, resident=3)
     # Small tiles where large ones would not give every program one.
     tiles = sum(-(-row[TOKENS] // (64 * OCTET)) for row in packed.host_counts)
     if tiles < 2 * processors(packed.counts.device):
-        return Tile(32, *columns, warps=2, registers=None, resident=4, ahead=False)
+        return Tile(32, *kept_columns(packed, least=16), warps=2, registers=None, resident=4, ahead=False)
     if packed.dim <= 64:
-        return Tile(32, *columns, warps=2, registers=168, resident=6, ahead=False)
-    return Tile(64, *columns, warps=4, registers=168, resident=3)
+        return Tile(32, *kept_columns(packed), warps=2, registers=168, resident=6, ahead=False)
+    return Tile(64, *kept_columns(packed), warps=4, registers=168, resident=3)
 
 
-def kept_columns(packed: Packed) -> tuple[int, int, int, bool]:
-    """``nibbles``, ``more_nibbles``, ``pairs`` and ``many`` of the tile that suits a prompt's widest heads."""
+def kept_columns(packed: Packed, least: int = 64) -> tuple[int, int, int, bool]:
+    """``nibbles``, ``more_nibbles``, ``pairs`` and ``many`` of the tile that suits a prompt's widest heads.
+
+    Of the latter two kinds there are none, or ``least`` and more: where registers are short, fewer make the compiler
+    spill them.
+    """
     widest = max((row[NIBBLES] for row in packed.host_counts), default=0)
     pairs = max((row[COLUMNS] - 2 * row[NIBBLES] for row in packed.host_counts), default=0)
     first = min(MOST_NIBBLES, _power_of_two(widest, 16))
-    more = min(MOST_MORE, _power_of_two(widest - first, MOST_MORE))
-    kept = min(MOST_PAIRS, _power_of_two(pairs, 64))  # fewer make the compiler spill registers
+    more = min(MOST_MORE, _power_of_two(widest - first, least))
+    kept = min(MOST_PAIRS, _power_of_two(pairs, least))
     return first, more, kept, widest > first + more or pairs > kept
 
 

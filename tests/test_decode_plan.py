@@ -95,12 +95,12 @@ def test_rows_of_more_columns_get_more_items() -> None:
     ("columns", "nibbles", "expected"),
     [
         (0, 0, (0, 0, 0, False)),
-        (16, 0, (0, 0, 64, False)),
-        (48, 16, (16, 0, 64, False)),
-        (240, 112, (128, 0, 64, False)),
-        (192, 80, (128, 0, 64, False)),
-        (288, 144, (128, 64, 0, False)),
-        (384, 176, (128, 64, 64, False)),
+        (16, 0, (0, 0, 16, False)),
+        (48, 16, (16, 0, 16, False)),
+        (240, 112, (128, 0, 16, False)),
+        (192, 80, (128, 0, 32, False)),
+        (288, 144, (128, 16, 0, False)),
+        (384, 176, (128, 64, 32, False)),
         (400, 200, (128, 64, 0, True)),
         (160, 0, (0, 0, 128, True)),
     ],
@@ -108,3 +108,8 @@ def test_rows_of_more_columns_get_more_items() -> None:
 def test_tiles_hold_the_columns_of_the_widest_head(columns: int, nibbles: int, expected: tuple[Any, ...]) -> None:
     tile = choose_tile(packed([(10, 0, 0, 0, 0, columns, nibbles), (5, 0, 0, 0, 0, 0, 0)]))
     assert (tile.nibbles, tile.more_nibbles, tile.pairs, tile.many) == expected
+
+
+def test_large_prompts_keep_no_fewer_columns_than_the_compiler_takes_well() -> None:
+    tile = choose_tile(packed([(100 * SLOTS, 0, 0, 0, 0, 288, 136)] * 8))
+    assert (tile.octets, tile.nibbles, tile.more_nibbles, tile.pairs) == (64, 128, 64, 64)
