@@ -55,7 +55,7 @@ class TailBuffer:
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        """Start with ``keys`` and ``values`` ``[B, H, n, D]``, contiguous and not used elsewhere; ``n`` may be 0."""
+        """Start with ``keys`` and ``values`` ``[B, H, n, D]``, which are never written to; ``n`` may be 0."""
         self._keys, self._values = keys, values
         self._lengths: Tensor | None = None  # until a kernel asks
         self.length = self.first = keys.shape[2]
@@ -101,6 +101,12 @@ class TailBuffer:
                     (self._keys.shape[0],), self.length, dtype=torch.int32, device=self._keys.device
                 )
         return Tail(self._keys, self._values, self._lengths, self.length)
+
+    def fork(self) -> TailBuffer:
+        """A tail with what was there from the start, which is shared: the first token that it takes exchanges it."""
+        keys, values = (t[:, :, : self.first] for t in (self._keys, self._values))
+        # A view of nothing would keep this tail's buffers alive.
+        return TailBuffer(keys, values) if self.first else TailBuffer(keys.clone(), values.clone())
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor held."""

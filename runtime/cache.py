@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from typing import Any, NoReturn
 
 import torch
@@ -27,7 +28,7 @@ class CompressedCache(Cache):
     The first forward pass is the prompt: as soon as a layer's attention output exists, its keys and
     values are scored, allocated, packed and dropped. Tokens of later passes (new tokens, further turns)
     join a 16-bit tail; with ``prefill_chunk_size`` the first chunk is all that is compressed. The model
-    must be attached (`rdkv.attach`); a cache serves one conversation.
+    must be attached (`rdkv.attach`); a cache serves one conversation, and `fork` makes one for another.
 
     Bytes are bytes of storages really held, metadata included. The full cache that they are compared
     with stores the same real tokens (no padding) at 16 bits. Prompts of a batch are compressed each on
@@ -157,6 +158,22 @@ class CompressedCache(Cache):
         for layer in self._compressed:
             yield from layer.tensors()
         yield from self.backend.tensors()
+
+    def fork(self) -> CompressedCache:
+        """A cache of the same prompt and no token after it, for another conversation about it.
+
+        The packed prompt is shared, each cache has a tail of its own; neither sees what the other is told.
+
+        Raises:
+            RdkvError: there is no prompt yet.
+        """
+        if self.session.failed or not all(layer.tail is not None for layer in self._compressed):
+            raise RdkvError("the cache holds no prompt yet; run the model with it before fork()")
+        fork = copy(self)
+        fork.session = self.session.fork()
+        fork._compressed = [layer.fork(fork.session) for layer in self._compressed]
+        fork.layers = list(fork._compressed)
+        return fork
 
     def reset(self) -> None:
         """Forget everything; the next forward pass is a prompt."""

@@ -137,6 +137,18 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             output[rows], lse[rows] = naive.merge_states(output[rows], lse[rows], *packed)
         return output.to(query.dtype).transpose(1, 2).contiguous()
 
+    def fork(self, session: Session) -> CompressedLayer:
+        """A layer of another cache that holds the same prompt, and no token after it; what is packed is shared."""
+        assert self.tail is not None
+        layer = CompressedLayer(self.index, session, self.backend)
+        layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
+        layer.batch_size, layer.tail_shape = self.batch_size, self.tail_shape
+        layer.prompt_tokens, layer.packed_tokens = self.prompt_tokens, self.packed_tokens
+        layer.segments, layer.parts = self.segments, self.parts
+        layer.tail = self.tail.fork()
+        layer.keys, layer.values = layer.tail.tokens
+        return layer
+
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that the layer holds."""
         for _, segment in (*self.segments, *self.parts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, ref
 
@@ -138,6 +138,10 @@ class Session:
     def seconds(self) -> float:
         """Seconds spent on scoring, allocating and packing; waits for a GPU that is still at it."""
         return self.stopwatch.seconds
+
+    def fork(self) -> Session:
+        """A session that knows the same of the prompt, for another cache."""
+        return replace(self, prompt_lengths=[*self.prompt_lengths], padding=None, scores={**self.scores}, waiting=[])
 
     def reset(self) -> None:
         """Forget the prompt."""

@@ -402,3 +402,49 @@ def test_caches_do_not_share_state(model: Any) -> None:
         ids, mask = later_turn(first, MASK, [6, 2, 4])
         second = generate(model, cache, ids, attention_mask=mask)
         assert torch.equal(second, converse(model, cache_for(model, budget), MASK, turns=2))
+
+
+def read_prompt(model: Any, budget: float, mask: Tensor | None) -> rdkv.CompressedCache:
+    cache = cache_for(model, budget)
+    with torch.no_grad():
+        model(IDS, attention_mask=mask, past_key_values=cache)
+    return cache
+
+
+@pytest.mark.parametrize("budget", [0.001, 0.3, 1.0])
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+def test_forks_answer_as_caches_of_their_own(budget: float, mask: Tensor | None, model: Any) -> None:
+    lengths = [6] if mask is None else [6, 2, 4]
+    turns = [later_turn(ids, mask, lengths) for ids in (IDS, IDS)]
+    turns[1][0][:, 40:] += 1
+    expected = [generate(model, read_prompt(model, budget, mask), ids, attention_mask=m) for ids, m in turns]
+    cache = read_prompt(model, budget, mask)
+    forks = [cache.fork(), cache.fork().fork()]
+    for fork, (ids, m), answer in zip(forks, turns, expected, strict=True):
+        assert torch.equal(generate(model, fork, ids, attention_mask=m), answer)
+    # A fork of a cache that has gone on has the prompt alone.
+    again = forks[0].fork()
+    assert [c.get_seq_length() for c in (cache, again, *forks)] == [40, 40, 53, 53]
+    assert torch.equal(generate(model, again, turns[1][0], attention_mask=turns[1][1]), expected[1])
+    assert torch.equal(generate(model, cache, turns[0][0], attention_mask=turns[0][1]), expected[0])
+    assert forks[0].prompt_nbytes == cache.prompt_nbytes
+    forks[0].reset()
+    assert cache.session.prompt_lengths == forks[1].session.prompt_lengths != []
+
+
+@pytest.mark.parametrize("budget", [0.3, 1.0])
+def test_forks_share_the_prompt_and_no_tail(budget: float, model: Any) -> None:
+    with pytest.raises(RdkvError, match="no prompt yet"):
+        cache_for(model, budget).fork()
+    cache = read_prompt(model, budget, None)
+    forks = [cache.fork() for _ in range(3)]
+
+    def together() -> int:
+        return storage_bytes(tensor for each in (cache, *forks) for tensor in each.tensors())
+
+    assert together() == cache.nbytes
+    turn, _ = later_turn(IDS, None, [6])
+    for fork in forks:
+        generate(model, fork, turn)
+    tails = 3 * (room(cache, 3) + (cache.prompt_nbytes if budget == 1.0 else 0))  # an uncompressed prompt is in them
+    assert together() - cache.nbytes - tails in (0, 3 * 3 * 4 * LAYERS)  # lengths, where a kernel may read them

@@ -85,3 +85,18 @@ def test_attention_sees_what_is_held(lengths: list[int]) -> None:
     if lengths[0] == lengths[1]:
         known = Tail(keys, values, tail.lengths, lengths[0])
         torch.testing.assert_close(attention(query, known, 0.3), (output, lse))
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_fork_has_what_was_there_from_the_start(first: int) -> None:
+    grown, expected = buffer(first), tokens(first)
+    grown.append(*tokens(3))
+    fork = grown.fork()
+    assert all(torch.equal(a, b) for a, b in zip(fork.tokens, expected, strict=True))
+    before = [t.clone() for t in grown.tokens]
+    fork.append(*tokens(2, seed=1))
+    assert (fork.first, fork.length, fork.tail.lengths.tolist()) == (first, first + 2, [first + 2] * 2)
+    assert all(torch.equal(a, b) for a, b in zip(grown.tokens, before, strict=True))
+    assert not {t.data_ptr() for t in grown.tensors()} & {t.data_ptr() for t in fork.tensors()}
+    empty = grown.fork()
+    assert first or sum(t.untyped_storage().nbytes() for t in empty.tensors()) == 0
