@@ -141,7 +141,7 @@ def run_generation(
 def prepare_prompt(loaded: LoadedModel, request: GenerationRequest) -> Prompt:
     """The tokens of a request, checked against the model's window."""
     prompt = build_prompt(loaded.tokenizer, request.prompt, request.question, request.chat, request.compress_first)
-    check_window(prompt, request.max_new_tokens, loaded.model.config)
+    check_window(prompt.tokens, request.max_new_tokens, loaded.model.config)
     return prompt
 
 

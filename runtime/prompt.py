@@ -48,17 +48,17 @@ def build_prompt(
     whole = text if question is None else text + SEPARATOR + question
     rendered = _render(tokenizer, whole) if chat else whole
     if not (compress_first and question is not None):
-        return Prompt(_encode(tokenizer, rendered, special=not chat))
+        return Prompt(encode(tokenizer, rendered, special=not chat))
     # The last occurrence: the text may contain the question's words too, but the question comes after it.
     cut = rendered.rfind(SEPARATOR + question)
     if cut < 0:
         raise ConfigError("the chat template changes the question, so it cannot be told apart for a later turn")
-    head = _encode(tokenizer, rendered[:cut], special=not chat)
-    return Prompt(head, _encode(tokenizer, rendered[cut:], special=False))
+    head = encode(tokenizer, rendered[:cut], special=not chat)
+    return Prompt(head, encode(tokenizer, rendered[cut:], special=False))
 
 
-def check_window(prompt: Prompt, new_tokens: int, config: Any) -> None:
-    """Refuse a prompt that, with its answer, does not fit the model's window.
+def check_window(tokens: int, new_tokens: int, config: Any) -> None:
+    """Refuse a prompt of ``tokens`` tokens that, with its answer, does not fit the model's window.
 
     Raises:
         ConfigError: with the numbers that do not fit.
@@ -66,14 +66,14 @@ def check_window(prompt: Prompt, new_tokens: int, config: Any) -> None:
     window = model_window(config)
     if window is None:
         return
-    if prompt.tokens > window:
-        raise ConfigError(f"the prompt has {prompt.tokens} tokens, but the model's window is {window}")
-    if prompt.tokens + new_tokens > window:
+    if tokens > window:
+        raise ConfigError(f"the prompt has {tokens} tokens, but the model's window is {window}")
+    if tokens + new_tokens > window:
         raise ConfigError(
-            f"the prompt has {prompt.tokens} tokens, which with {new_tokens} new ones passes the model's window "
-            f"of {window}; ask for at most {window - prompt.tokens} new tokens"
-            if prompt.tokens < window
-            else f"the prompt has {prompt.tokens} tokens and fills the model's window; no new token fits"
+            f"the prompt has {tokens} tokens, which with {new_tokens} new ones passes the model's window "
+            f"of {window}; ask for at most {window - tokens} new tokens"
+            if tokens < window
+            else f"the prompt has {tokens} tokens and fills the model's window; no new token fits"
         )
 
 
@@ -84,7 +84,8 @@ def _render(tokenizer: Any, content: str) -> str:
     return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
 
-def _encode(tokenizer: Any, text: str, special: bool) -> tuple[int, ...]:
+def encode(tokenizer: Any, text: str, special: bool) -> tuple[int, ...]:
+    """Token ids of a text that goes on; ``special``: with what the tokenizer puts before a text."""
     ids = tuple(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
     if special and tokenizer.eos_token_id is not None and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]  # some tokenizers close a text; a prompt goes on
