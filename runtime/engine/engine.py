@@ -17,7 +17,7 @@ from ..prompt import check_window, encode
 from ..support import text_config
 from .answer import Answer, Completion, Piece
 from .batch import Batch
-from .forward import Forward, PlainForward
+from .fused import forward_of
 from .runner import Runner
 from .sampling import Sampling
 
@@ -47,7 +47,9 @@ class Engine:
     """Generation for batches of prompts with compressed caches.
 
     Every prompt is read and compressed on its own, so neither the others nor padding matter to it; then all
-    sequences decode together. The model is attached (`attach`) and stays usable by itself.
+    sequences decode together. The model stays usable by itself: products that read the same input are fused, its
+    weights becoming views. One whose layers are not known (`known_decoder`) is attached (`attach`) instead, and
+    takes transformers' memory and time.
 
     Args:
         model: a transformers causal language model.
@@ -62,7 +64,7 @@ class Engine:
     def __init__(self, model: Any, compression: CompressionConfig, tokenizer: Any | None = None) -> None:
         CompressedCache(model.config, compression)  # refuses early
         self.model, self.compression, self.tokenizer = model, compression, tokenizer
-        self._forward: Forward = PlainForward(model)
+        self._forward = forward_of(model)
 
     @classmethod
     def load(cls, name: str, compression: CompressionConfig, device: str = "auto", dtype: str = "auto") -> Engine:
