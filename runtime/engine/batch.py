@@ -54,7 +54,10 @@ class Batch:
         self.positions = torch.tensor(seen, device=device) - 1
         by_layer = list(zip(*(cache.compressed_layers for cache in caches), strict=True))
         lengths = [[row.get_seq_length() - row.packed_tokens for row in rows] for rows in by_layer]
-        self.lengths = torch.tensor(lengths, dtype=torch.int32, device=device)
+        # Rows of whole 16 bytes: kernels that know a pointer to be aligned are others, and would be compiled too.
+        self.lengths = torch.zeros(len(lengths), -(-len(caches) // 4) * 4, dtype=torch.int32, device=device)
+        self.lengths = self.lengths[:, : len(caches)]
+        self.lengths.copy_(torch.tensor(lengths))
         self.steps, self.room = 0, CAPACITY
         joins = len({cache.session.pipeline.config.format for cache in caches}) == 1
         self.layers = [
