@@ -42,6 +42,12 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     finish: Finish | None
 
 
+def end_tokens(model: Any) -> frozenset[int]:
+    """Tokens with which a model ends a text."""
+    ends: int | list[int] | None = model.generation_config.eos_token_id
+    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
 class Answer:
     """Collects one sequence's tokens and decides when it ends.
 
@@ -52,7 +58,7 @@ class Answer:
     """
 
     def __init__(self, sampling: Sampling, end_tokens: frozenset[int], tokenizer: Any | None) -> None:
-        """``end_tokens``: the model's."""
+        """``end_tokens``: the model's (`end_tokens`)."""
         self._sampling, self._tokenizer = sampling, tokenizer
         self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else end_tokens)
         self._all = ""  # decoded, shown or not

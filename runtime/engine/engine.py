@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..loading import load_model
 from ..prompt import check_window, encode
 from ..support import text_config
-from .answer import Answer, Completion, Piece
+from .answer import Answer, Completion, Piece, end_tokens
 from .batch import Batch
 from .fused import forward_of
 from .runner import Runner
@@ -135,7 +135,7 @@ class Engine:
         for ids, base, settings in zip(every, bases, samplings, strict=True):
             self._check(ids, base, settings)
         caches, logits = zip(*(self._sequence(i, base) for i, base in zip(every, bases, strict=True)), strict=True)
-        ends = self._end_tokens()
+        ends = end_tokens(self.model)
         answers = [Answer(settings, ends, self.tokenizer) for settings in samplings]
         return answers, Runner(self._forward, Batch(caches), torch.stack(logits), samplings)
 
@@ -175,10 +175,6 @@ class Engine:
             raise ConfigError("the engine has no tokenizer, which stop texts need; use stop_token_ids")
         read = base.tokens if base is not None else 0
         check_window(read + len(ids), sampling.max_new_tokens, self.model.config)
-
-    def _end_tokens(self) -> frozenset[int]:
-        ends: int | list[int] | None = self.model.generation_config.eos_token_id
-        return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
 def _for_each(given: Any, count: int, name: str) -> list[Any]:
