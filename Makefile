@@ -37,9 +37,10 @@ typecheck: $(VENV)/dev.stamp ## types (mypy, strict)
 unit: $(VENV)/dev.stamp $(VENV)/model.stamp ## tests alone (pytest); WORKERS=N sets how many run at once
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-bench-speed: $(VENV)/run.stamp ## time decoding and compression on this machine's GPU; RESULTS=FILE takes the records
+bench-speed: $(VENV)/run.stamp ## time decoding, compression and the engine on this machine's GPU; RESULTS=FILE takes the records
 	$(BIN)/python -m bench.speed.attention --out $(RESULTS)
 	$(BIN)/python -m bench.speed.compress --out $(RESULTS)
+	$(BIN)/python -m bench.speed.engine --out $(RESULTS)
 
 performance-table: $(VENV)/run.stamp ## make the tables of docs/performance.md from the records in bench/results
 	$(BIN)/python -m bench.speed.table bench/results/*.json bench/results/*.jsonl --page docs/performance.md

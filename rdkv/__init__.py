@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from .runtime.attention import detach as detach
     from .runtime.cache import CompressedCache as CompressedCache
     from .runtime.config import CompressionConfig as CompressionConfig
+    from .runtime.engine.answer import Completion as Completion
+    from .runtime.engine.answer import Piece as Piece
+    from .runtime.engine.engine import CompressedPrompt as CompressedPrompt
+    from .runtime.engine.engine import Engine as Engine
+    from .runtime.engine.sampling import Sampling as Sampling
     from .runtime.errors import BudgetError as BudgetError
     from .runtime.errors import CacheFileError as CacheFileError
     from .runtime.errors import ConfigError as ConfigError
@@ -39,6 +44,11 @@ _HOME = {
     "detach": "attention",
     "CompressedCache": "cache",
     "CompressionConfig": "config",
+    "Completion": "engine.answer",
+    "Piece": "engine.answer",
+    "CompressedPrompt": "engine.engine",
+    "Engine": "engine.engine",
+    "Sampling": "engine.sampling",
     "BudgetError": "errors",
     "CacheFileError": "errors",
     "ConfigError": "errors",

@@ -1,13 +1,13 @@
 """Our attention inside a transformers model: registered by name, nothing patched.
 
-Keys travel from the cache to the attention function of the same layer as one tensor object. A
-`CompressedLayer` hangs itself on that object, so the attention function knows which cache it serves;
+Keys travel from the cache to the attention function of the same layer as one tensor object. A layer of
+ours (`CompressedLayer`) hangs itself on that object, so the attention function knows which cache it serves;
 without it (another cache, or none) the function is transformers' own sdpa attention.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,13 +21,20 @@ from .support import GenerationModes, check_supported, generation_modes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .layer import CompressedLayer
-
 NAME = "rdkv"
 _LINK = "_rdkv_layer"
 _BEFORE = "_rdkv_attention_before"
 # Arguments by which a model asks for attention that we do not compute.
 _REFUSED = ("softcap", "s_aux", "position_bias", "sliding_window")
+
+
+class AttendingLayer(Protocol):
+    """A cache layer that computes its attention itself."""
+
+    def attend(
+        self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """Attention of ``query`` ``[B, H_q, Q, D]``, output ``[B, Q, H_q, D]``."""
 
 
 def attach(model: PreTrainedModel) -> PreTrainedModel:
@@ -61,7 +68,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def link(keys: Tensor, layer: CompressedLayer) -> Tensor:
+def link(keys: Tensor, layer: AttendingLayer) -> Tensor:
     """A view of ``keys`` that carries its cache layer to the attention function."""
     view = keys.view_as(keys)  # a new object: the layer must not end up referring to itself
     setattr(view, _LINK, layer)
@@ -116,7 +123,7 @@ def attention_forward(
     """Attention of ``query`` ``[B, H_q, Q, D]``; output ``[B, Q, H_q, D]``, as transformers expects."""
     if asked := [name for name in _REFUSED if kwargs.get(name) is not None]:
         raise UnsupportedModelError(f"{type(module).__name__} asks for {asked[0]!r}, which rdkv's attention lacks")
-    layer: CompressedLayer | None = getattr(key, _LINK, None)
+    layer: AttendingLayer | None = getattr(key, _LINK, None)
     if layer is None:
         return plain_attention(module, query, key, value, attention_mask, scaling, dropout)
     if attention_mask is not None and attention_mask.dim() != 2:

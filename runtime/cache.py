@@ -91,6 +91,11 @@ class CompressedCache(Cache):
         return int(super().get_seq_length(layer_idx))
 
     @property
+    def compressed_layers(self) -> list[CompressedLayer]:
+        """The layers, under the type that they have here."""
+        return self._finished
+
+    @property
     def nbytes(self) -> int:
         """Bytes of every storage that the cache holds now: packed prompt, the tail's buffers, plans of the backend."""
         return storage_bytes(self.tensors())

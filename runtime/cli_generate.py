@@ -100,7 +100,10 @@ def generation_request(settings: RunSettings, text: str) -> GenerationRequest:
         compress_first=settings.compress_first,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
+        top_k=settings.top_k,
         top_p=settings.top_p,
+        min_p=settings.min_p,
+        stop=settings.stop,
         seed=settings.seed,
     )
 

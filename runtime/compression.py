@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from .attention import attach, detach
-from .cache import CompressedCache
+from .attention import detach
 from .config import CompressionConfig
-from .generation import now, read_text
+from .engine.engine import Engine
+from .full_generation import now
 from .loading import LoadedModel, lasting_name
 from .prompt import Prompt, check_window, document
 from .store import save
@@ -71,12 +71,10 @@ def compress_prompt(
         RdkvError: what the plugins or the cache refuse.
     """
     prompt = Prompt(document(loaded.tokenizer, text, chat))
-    check_window(prompt, 1, loaded.model.config)
-    cache = CompressedCache(loaded.model.config, compression)
-    attach(loaded.model)
+    check_window(prompt.tokens, 1, loaded.model.config)
     try:
         start = now(loaded.device)
-        read_text(loaded, prompt, cache)
+        cache = Engine(loaded.model, compression, loaded.tokenizer).compress(prompt.text).cache
         read = now(loaded.device)
     finally:
         detach(loaded.model)

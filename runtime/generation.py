@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import time
 from typing import Any
 
 import msgspec
-import torch
-from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache
 
 from .cache import CompressedCache
 from .config import CompressionConfig
+from .engine.sampling import Sampling
 from .errors import ConfigError
+from .full_generation import generate_full, now
 from .loading import LoadedModel
 from .prompt import Prompt, build_prompt, check_window, turn
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What to ask of a model.
+class GenerationRequest(Sampling, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What to ask of a model, and how to sample its answer.
 
     Attributes:
         prompt: the text whose cache is compressed; empty where a cache that was saved holds it.
         question: appended to the prompt, see `build_prompt`.
         chat: use the tokenizer's chat template.
         compress_first: compress the text before the question is seen.
-        max_new_tokens: at most this many tokens are generated.
-        temperature: 0 takes the likeliest token each time, above 0 samples.
-        top_p: sample from the likeliest tokens that hold this share of the probability.
-        seed: of the random numbers that sampling draws.
 
     Raises:
         ConfigError: a value out of range.
@@ -39,22 +33,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     question: str | None = None
     chat: bool = False
     compress_first: bool = False
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if self.top_p < 1 and self.temperature == 0:
-            raise ConfigError("top_p has no effect without sampling; set a temperature above 0")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed is {self.seed}; it must be a whole number from 0 to 2**63 - 1")
 
 
 class Seconds(msgspec.Struct, frozen=True):
@@ -115,7 +93,7 @@ def run_generation(
     prompt = prepare_prompt(loaded, request)
     if compression is None:
         return _run_full(loaded, request, prompt)
-    return _run_compressed(loaded, request, prompt, CompressedCache(loaded.model.config, compression))
+    return _run_engine(loaded, request, prompt, compression)
 
 
 def continue_generation(loaded: LoadedModel, request: GenerationRequest, cache: CompressedCache) -> GenerationReport:
@@ -129,29 +107,42 @@ def continue_generation(loaded: LoadedModel, request: GenerationRequest, cache: 
     if request.question is None:
         raise ConfigError("a cache that was saved is asked something: give --question")
     (held,) = cache.token_ids.tolist()
-    prompt = Prompt(tuple(held), turn(loaded.tokenizer, request.question, request.chat))
-    check_window(prompt, request.max_new_tokens, loaded.model.config)
-    return _run_compressed(loaded, request, prompt, cache)
+    (packed,) = cache.prompt_lengths  # a fork of the cache has the prompt alone: what came after it is read again
+    question = turn(loaded.tokenizer, request.question, request.chat)
+    prompt = Prompt(tuple(held[:packed]), (*held[packed:], *question))
+    check_window(prompt.tokens, request.max_new_tokens, loaded.model.config)
+    return _run_engine(loaded, request, prompt, cache.session.config, cache)
 
 
-def _run_compressed(
-    loaded: LoadedModel, request: GenerationRequest, prompt: Prompt, cache: CompressedCache
+def _run_engine(
+    loaded: LoadedModel,
+    request: GenerationRequest,
+    prompt: Prompt,
+    compression: CompressionConfig,
+    cache: CompressedCache | None = None,
 ) -> GenerationReport:
-    from .attention import attach, detach
+    """Read the text of ``prompt``, unless ``cache`` holds it, and answer."""
+    from .attention import detach
+    from .engine.engine import CompressedPrompt, Engine
 
-    compression = cache.session.config
-    attach(loaded.model)
+    times = [now(loaded.device)]
     try:
-        new, prefill, decode = _timed_generate(loaded, request, prompt, cache)
+        engine = Engine(loaded.model, compression, loaded.tokenizer)
+        document = engine.compress(prompt.text) if cache is None else CompressedPrompt(cache, None)
+        pieces = []
+        for piece in engine.stream([prompt.turn], request, after=document):
+            pieces.append(piece.text)
+            times.append(now(loaded.device))
     finally:
         detach(loaded.model)
+    cache, (begin, first, *_) = document.cache, times
     return GenerationReport(
-        **_common(loaded, prompt, new),
+        **_common(loaded, prompt, "".join(pieces), len(pieces)),
         retention=cache.retention,
         cache_bytes=cache.prompt_nbytes,
         full_cache_bytes=cache.prompt_full_nbytes,
         bits=_bits(cache),
-        seconds=Seconds(prefill - cache.compress_seconds, cache.compress_seconds, decode),
+        seconds=Seconds(first - begin - cache.compress_seconds, cache.compress_seconds, times[-1] - first),
         scorer=compression.scorer,
         allocator=compression.allocator,
         format=compression.format,
@@ -171,33 +162,19 @@ def _bits(cache: CompressedCache) -> dict[str, dict[str, float]]:
 def prepare_prompt(loaded: LoadedModel, request: GenerationRequest) -> Prompt:
     """The tokens of a request, checked against the model's window."""
     prompt = build_prompt(loaded.tokenizer, request.prompt, request.question, request.chat, request.compress_first)
-    check_window(prompt, request.max_new_tokens, loaded.model.config)
+    check_window(prompt.tokens, request.max_new_tokens, loaded.model.config)
     return prompt
-
-
-@torch.inference_mode()
-def read_text(loaded: LoadedModel, prompt: Prompt, cache: Any) -> None:
-    """Run the model over the text of ``prompt`` alone, so that ``cache`` holds it."""
-    ids = torch.tensor([prompt.text], device=loaded.device)
-    loaded.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-
-def now(device: str) -> float:
-    """Seconds of a clock, once the device has done what it was given."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _run_full(loaded: LoadedModel, request: GenerationRequest, prompt: Prompt) -> GenerationReport:
     cache = DynamicCache(config=loaded.model.config)
-    new, prefill, decode = _timed_generate(loaded, request, prompt, cache)
+    answer, prefill, decode = generate_full(loaded, request, prompt, cache)
     # What a full cache of the prompt takes at 16 bits, whatever precision this run computed in.
     layers: list[Any] = list(cache.layers)
     numbers = sum(int(part.shape[1] * part.shape[3]) for layer in layers for part in (layer.keys, layer.values))
     nbytes = 2 * numbers * len(prompt.text)
     return GenerationReport(
-        **_common(loaded, prompt, new),
+        **_common(loaded, prompt, answer.text, len(answer.tokens)),
         retention=1.0,
         cache_bytes=nbytes,
         full_cache_bytes=nbytes,
@@ -207,71 +184,12 @@ def _run_full(loaded: LoadedModel, request: GenerationRequest, prompt: Prompt) -
     )
 
 
-def _common(loaded: LoadedModel, prompt: Prompt, new: list[int]) -> dict[str, Any]:
+def _common(loaded: LoadedModel, prompt: Prompt, text: str, new_tokens: int) -> dict[str, Any]:
     return {
-        "text": loaded.tokenizer.decode(new, skip_special_tokens=True),
+        "text": text,
         "prompt_tokens": prompt.tokens,
-        "new_tokens": len(new),
+        "new_tokens": new_tokens,
         "model": loaded.name,
         "device": loaded.device,
         "dtype": loaded.dtype,
     }
-
-
-def _timed_generate(
-    loaded: LoadedModel, request: GenerationRequest, prompt: Prompt, cache: Any
-) -> tuple[list[int], float, float]:
-    """New token ids, seconds until the first one could be chosen, seconds from there on."""
-    if request.seed is not None:
-        torch.manual_seed(request.seed)
-    clock = _FirstToken(loaded.device)
-    start = now(loaded.device)
-    if prompt.turn and not cache.get_seq_length():
-        read_text(loaded, prompt, cache)
-    ids = torch.tensor([prompt.text + prompt.turn], device=loaded.device)
-    output = loaded.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
-        max_new_tokens=request.max_new_tokens,
-        logits_processor=LogitsProcessorList([clock]),
-        pad_token_id=_pad_token(loaded),
-        **_sampling(request),
-    )
-    end = now(loaded.device)
-    first = clock.at if clock.at is not None else end
-    return output[0, ids.shape[1] :].tolist(), first - start, end - first
-
-
-def _sampling(request: GenerationRequest) -> dict[str, Any]:
-    """Settings of transformers' ``generate``; every one is given, for a checkpoint may bring its own."""
-    if request.temperature == 0:
-        return {"do_sample": False, "num_beams": 1}
-    return {
-        "do_sample": True,
-        "num_beams": 1,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": 0,
-    }
-
-
-def _pad_token(loaded: LoadedModel) -> int | None:
-    generation = loaded.model.generation_config
-    if generation.pad_token_id is not None:
-        return int(generation.pad_token_id)
-    eos: int | list[int] | None = generation.eos_token_id
-    return eos[0] if isinstance(eos, list) else eos
-
-
-class _FirstToken(LogitsProcessor):
-    """Notes when the first logits arrive, which is when the prompt has been read; changes nothing."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.at: float | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.at is None:
-            self.at = now(self.device)
-        return scores

@@ -11,7 +11,7 @@ from torch import Tensor
 from .attention import attach, detach
 from .cache import CompressedCache
 from .config import CompressionConfig
-from .generation import GenerationRequest, prepare_prompt, read_text
+from .generation import GenerationRequest, prepare_prompt
 from .loading import LoadedModel
 from .plan import BitPlan
 
@@ -69,7 +69,7 @@ def inspect_prompt(loaded: LoadedModel, request: GenerationRequest, compression:
     cache = CompressedCache(loaded.model.config, compression, keep_scores=True)
     attach(loaded.model)
     try:
-        read_text(loaded, prompt, cache)
+        loaded.read(prompt.text, cache)
     finally:
         detach(loaded.model)
     layers = range(len(cache.layers))

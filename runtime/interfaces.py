@@ -161,7 +161,8 @@ class CacheFormat(ABC):
         """Prompts of several lengths as one segment, so that a batch is decoded at once; None if they stay apart.
 
         Args:
-            segments: one for every group of sequences of one length, as `pack` made them.
+            segments: one for every group of sequences of one length, as `pack` made them; the same one may
+                occur more than once, for a prompt that several rows continue.
             rows: the sequences of each, as rows of the batch.
 
         Returns:

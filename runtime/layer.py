@@ -20,6 +20,7 @@ from .plan import BitPlan
 from .session import Group, Session
 
 _SEEN = "_rdkv_tail_seen"
+Part = tuple[list[int] | slice, PackedSegment]  # rows of a batch, and their packed prompt
 
 
 class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -45,7 +46,7 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.backend = backend
         self.tail: TailBuffer | None = None
         self.segments: list[tuple[list[int], PackedSegment]] = []
-        self.parts: list[tuple[list[int] | slice, PackedSegment]] = []
+        self.parts: list[Part] = []
         self.prompt_tokens = 0  # padding included
         self.packed_tokens = 0  # prompt_tokens, or 0 where the prompt is in the tail
 
@@ -163,9 +164,7 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             tail_mask = None if mask is None else mask[:, self.packed_tokens :]
             visible = causal_mask(new, total, tail_mask, query.device)
         output, lse = naive.attention(query, key, value, scale, visible)
-        for rows, segment in self.parts:
-            packed = segment.attend_with_tail(query[rows], scale, None, self.backend)
-            output[rows], lse[rows] = naive.merge_states(output[rows], lse[rows], *packed)
+        join_parts(output, lse, self.parts, query, scale, self.backend)
         return output.to(query.dtype).transpose(1, 2).contiguous()
 
     def plan(self) -> BitPlan:
@@ -219,6 +218,14 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Forget everything; the next forward pass is a prompt."""
         self.keys = self.values = self.tail = None
         self.segments, self.parts, self.prompt_tokens, self.packed_tokens, self.is_initialized = [], [], 0, 0, False
+
+
+def join_parts(output: Tensor, lse: Tensor, parts: list[Part], query: Tensor, scale: float, backend: Backend) -> None:
+    """Join attention over a tail, ``output`` ``[B, H_q, Q, D]`` and ``lse`` ``[B, H_q, Q]``, with that over packed
+    prompts, each of some rows; in place."""
+    for rows, segment in parts:
+        packed = segment.attend_with_tail(query[rows], scale, None, backend)
+        output[rows], lse[rows] = naive.merge_states(output[rows], lse[rows], *packed)
 
 
 def _sees_tail(mask: Tensor | None, start: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,14 @@ class LoadedModel:
     tokenizer: Any
     device: str
     dtype: str
+
+    def read(self, ids: Sequence[int], cache: Any) -> None:
+        """Run the model over ``ids``, so that ``cache`` holds them."""
+        import torch
+
+        with torch.inference_mode():
+            tokens = torch.tensor([list(ids)], device=self.device)
+            self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
 def load_model(

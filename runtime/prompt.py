@@ -46,7 +46,7 @@ def build_prompt(
         return Prompt(document(tokenizer, text, chat), turn(tokenizer, question, chat))
     _check(text, question)
     whole = text if question is None else text + SEPARATOR + question
-    return Prompt(_encode(tokenizer, _render(tokenizer, whole) if chat else whole, special=not chat))
+    return Prompt(encode(tokenizer, _render(tokenizer, whole) if chat else whole, special=not chat))
 
 
 def document(tokenizer: Any, text: str, chat: bool = False) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ def document(tokenizer: Any, text: str, chat: bool = False) -> tuple[int, ...]:
     """
     _check(text, None)
     head, _ = _cut(tokenizer, text, UNKNOWN, chat)
-    return _encode(tokenizer, head, special=not chat)
+    return encode(tokenizer, head, special=not chat)
 
 
 def turn(tokenizer: Any, question: str, chat: bool = False) -> tuple[int, ...]:
@@ -68,7 +68,7 @@ def turn(tokenizer: Any, question: str, chat: bool = False) -> tuple[int, ...]:
     """
     _check(UNKNOWN, question)
     _, tail = _cut(tokenizer, UNKNOWN, question, chat)
-    return _encode(tokenizer, tail, special=False)
+    return encode(tokenizer, tail, special=False)
 
 
 def _check(text: str, question: str | None) -> None:
@@ -89,8 +89,8 @@ def _cut(tokenizer: Any, text: str, question: str, chat: bool) -> tuple[str, str
     return rendered[:cut], rendered[cut:]
 
 
-def check_window(prompt: Prompt, new_tokens: int, config: Any) -> None:
-    """Refuse a prompt that, with its answer, does not fit the model's window.
+def check_window(tokens: int, new_tokens: int, config: Any) -> None:
+    """Refuse a prompt of ``tokens`` tokens that, with its answer, does not fit the model's window.
 
     Raises:
         ConfigError: with the numbers that do not fit.
@@ -98,14 +98,14 @@ def check_window(prompt: Prompt, new_tokens: int, config: Any) -> None:
     window = model_window(config)
     if window is None:
         return
-    if prompt.tokens > window:
-        raise ConfigError(f"the prompt has {prompt.tokens} tokens, but the model's window is {window}")
-    if prompt.tokens + new_tokens > window:
+    if tokens > window:
+        raise ConfigError(f"the prompt has {tokens} tokens, but the model's window is {window}")
+    if tokens + new_tokens > window:
         raise ConfigError(
-            f"the prompt has {prompt.tokens} tokens, which with {new_tokens} new ones passes the model's window "
-            f"of {window}; ask for at most {window - prompt.tokens} new tokens"
-            if prompt.tokens < window
-            else f"the prompt has {prompt.tokens} tokens and fills the model's window; no new token fits"
+            f"the prompt has {tokens} tokens, which with {new_tokens} new ones passes the model's window "
+            f"of {window}; ask for at most {window - tokens} new tokens"
+            if tokens < window
+            else f"the prompt has {tokens} tokens and fills the model's window; no new token fits"
         )
 
 
@@ -116,7 +116,8 @@ def _render(tokenizer: Any, content: str) -> str:
     return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
 
-def _encode(tokenizer: Any, text: str, special: bool) -> tuple[int, ...]:
+def encode(tokenizer: Any, text: str, special: bool) -> tuple[int, ...]:
+    """Token ids of a text that goes on; ``special``: with what the tokenizer puts before a text."""
     ids = tuple(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
     if special and tokenizer.eos_token_id is not None and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]  # some tokenizers close a text; a prompt goes on

@@ -51,7 +51,10 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int | None = None
     temperature: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
     full_cache: bool = False
     json: bool = False
     png: str = "rdkv-inspect.png"
@@ -149,8 +152,9 @@ def _file_layer(path: str) -> dict[str, Any]:
             from .options import did_you_mean
 
             raise ConfigError(f"{path}: unknown key '{key}'{did_you_mean(key, RunSettings.__struct_fields__)}")
-    if isinstance(table.get("plugins"), str):
-        table["plugins"] = [table["plugins"]]
+    for name in ("plugins", "stop"):
+        if isinstance(table.get(name), str):
+            table[name] = [table[name]]
     _check_groups(table, path)
     _convert(table, path)  # on its own, so that a message names the file
     return table

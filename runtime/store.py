@@ -65,7 +65,7 @@ def save(
     config, cache_format = cache.session.config, cache.session.format
     check_savable(cache_format, config.format)
     tensors = {TOKEN_IDS: _token_ids(token_ids, len(cache.prompt_lengths), held)}
-    layers = [layer for layer in cache.layers if isinstance(layer, CompressedLayer)]
+    layers = cache.compressed_layers
     header = CacheHeader(
         version=VERSION,
         rdkv=__version__,

@@ -135,7 +135,7 @@ class StoredCache:
         cache_format = self.cache_format(plugins)
         config = msgspec.structs.replace(self.header.compression, plugins=tuple(plugins), backend=backend)
         cache = CompressedCache.for_stored(model.config, config)
-        layers = [layer for layer in cache.layers if isinstance(layer, CompressedLayer)]
+        layers = cache.compressed_layers
         self.fill(layers, cache_format, layer_devices(model, len(layers)))
         cache.session.prompt_lengths = list(self.header.lengths)
         cache.keep_token_ids(self.token_ids)

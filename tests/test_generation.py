@@ -9,10 +9,10 @@ import msgspec
 import pytest
 import torch
 
-from rdkv.runtime import generation
 from rdkv.runtime.cache import CompressedCache
 from rdkv.runtime.compression import compress_prompt
 from rdkv.runtime.config import CompressionConfig
+from rdkv.runtime.engine.engine import Engine
 from rdkv.runtime.errors import ConfigError
 from rdkv.runtime.generation import GenerationReport, GenerationRequest, continue_generation, run_generation
 from rdkv.runtime.loading import LoadedModel, load_model
@@ -89,6 +89,16 @@ def test_sampling_follows_its_seed(loaded: LoadedModel) -> None:
     assert sample(1) != sample(2)
 
 
+@pytest.mark.parametrize("compression", [TIGHT, None])
+def test_stop_texts_end_the_answer(loaded: LoadedModel, compression: CompressionConfig | None) -> None:
+    way: dict[str, Any] = {"temperature": 3.0, "seed": 1, "max_new_tokens": 24}
+    free = run(loaded, compression, **way)
+    stop = next(letter for letter in free.text[4:] if letter.isascii() and free.text.count(letter) == 1)
+    report = run(loaded, compression, stop=(stop,), **way)
+    assert report.text == free.text[: free.text.index(stop)]
+    assert report.new_tokens < free.new_tokens
+
+
 def test_greedy_whatever_the_checkpoint_prefers(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(loaded, None).text
     monkeypatch.setattr(loaded.model.generation_config, "do_sample", True)
@@ -129,7 +139,7 @@ def test_the_model_is_left_as_it_was(loaded: LoadedModel) -> None:
 def test_bad_requests(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
 ) -> None:
-    monkeypatch.setattr(generation, "_timed_generate", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr(Engine, "compress", lambda *_: pytest.fail("the model ran"))
     with pytest.raises(ConfigError, match=words):
         run(loaded, TIGHT, **changes)
 

@@ -90,7 +90,7 @@ def test_window(tokens: int, new: int, words: str | None) -> None:
     config = LlamaConfig(max_position_embeddings=10)
     prompt = Prompt((1,) * (tokens - 1), (1,))
     if words is None:
-        check_window(prompt, new, config)
+        check_window(prompt.tokens, new, config)
         return
     with pytest.raises(ConfigError, match=words):
-        check_window(prompt, new, config)
+        check_window(prompt.tokens, new, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +16,16 @@ COMMAND = re.compile("rdkv (generate|compress|inspect|plugins|calibrate) ")
 COMMANDS = [line for line in README.splitlines() if COMMAND.match(line)]
 
 
-def test_python_block(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(block, {"name": str(tiny_folder), "text": "The quick brown fox jumps over the lazy dog. " * 4})
+def test_python_blocks(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {"name": str(tiny_folder), "text": "The quick brown fox jumps over the lazy dog. " * 4}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(block, namespace)
     figures = re.search(r"^(\d+) (\d+) (\d\.\d+) tensor", capsys.readouterr().out, re.MULTILINE)
     assert figures is not None
     assert int(figures[1]) < int(figures[2])
     assert 0 < float(figures[3]) <= 0.05
+    answers = namespace["engine"].generate(namespace["questions"], after=namespace["document"])
+    assert [len(answer.tokens) for answer in answers] == [64, 64]
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import rdkv
 from rdkv.runtime.calibration import python_reference
 from rdkv.runtime.cli import run
+from rdkv.runtime.loading import load_model
 
 NEEDLE = "The pass key to the archive is 58213. Remember it: 58213 is the pass key to the archive."
 
@@ -38,3 +41,24 @@ def test_a_pass_key_survives_compression(capsys: pytest.CaptureFixture[str], tmp
     report = json.loads(capsys.readouterr().out)
     assert report["new_tokens"] < 100
     assert report["retention"] == 1.0
+
+    check_engine(reference)
+
+
+def check_engine(text: str) -> None:
+    """A document of 1,500 tokens, read once: its continuation and an answer are those of ``model.generate``."""
+    loaded = load_model("smollm2-135m", "cpu")
+    config = rdkv.CompressionConfig(budget=0.1, calibration="none")
+    ids = loaded.tokenizer(text, verbose=False).input_ids[:1500]
+    question = loaded.tokenizer("\n\nIn one sentence, this text is about").input_ids
+    engine = rdkv.Engine(loaded.model, config, loaded.tokenizer)
+    document = engine.compress(ids)
+    answers = engine.generate([[], question], rdkv.Sampling(max_new_tokens=16), after=document)
+    rdkv.attach(loaded.model)
+    for answer, more in zip(answers, ([], question), strict=True):
+        cache = rdkv.CompressedCache(loaded.model.config, config)
+        if more:
+            loaded.read(ids, cache)
+        whole = torch.tensor([ids + more])
+        out = loaded.model.generate(whole, past_key_values=cache, max_new_tokens=16, do_sample=False)
+        assert list(answer.tokens) == out[0, whole.shape[1] :].tolist()

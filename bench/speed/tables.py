@@ -86,6 +86,35 @@ def compress(records: list[Record]) -> str:
     return machine(records) + grid(head, map(row, sorted(latest.values(), key=lambda r: r["tokens"])))
 
 
+def engine(records: list[Record]) -> str:
+    """The engine from the prompt to the last token, beside full caches."""
+    latest = {(r["device"], r["layers"], r["tokens"], r["batch"], r["budget"]): r for r in records}
+    head = ["tokens", "batch", "budget", "prefill s", "first token s", "transformers prefill s", "peak GB"]
+    head += [
+        "transformers peak GB",
+        "ms a token",
+        "weights alone ms",
+        "full cache ms",
+        "transformers ms",
+        "decode peak GB",
+    ]
+
+    def row(record: Record) -> list[str]:
+        def figure(name: str, form: str, unit: float = 1.0) -> str:
+            return format(record[name] / unit, form) if name in record else "not measured"
+
+        cells = [f"{record['tokens']:,}", str(record["batch"]), f"{100 * record['budget']:g}%"]
+        cells += [figure(f"{who}_s", ".3f") for who in ("ours_prefill", "ours_first_token", "transformers_prefill")]
+        cells += [figure(f"{who}_prefill_peak_bytes", ".2f", 1e9) for who in ("ours", "transformers")]
+        cells += [figure(f"{who}_ms", ".2f") for who in ("ours", "floor", "full", "transformers")]
+        return [*cells, figure("ours_decode_peak_bytes", ".2f", 1e9)]
+
+    ordered = sorted(latest.values(), key=lambda r: (r["tokens"], r["batch"]))
+    reasons = {str(r.get(f"{who}_reason") or "") for r in ordered for who in ("ours", "floor", "full", "transformers")}
+    why = "".join(f"\nNot measured: {reason}\n" for reason in sorted(reasons - {""}))
+    return machine(records) + grid(head, map(row, ordered)) + why
+
+
 def bits(records: list[Record]) -> str:
     """Widths that real prompts got."""
     record = records[-1]

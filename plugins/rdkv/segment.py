@@ -79,11 +79,18 @@ def join_segments(
     """Segments that share one `Packed` of all sequences of a batch, and the segment of all of it.
 
     Args:
-        segments: of one storage type.
+        segments: of one storage type; one that is given more than once is stored once.
         rows: the rows of the batch that are each segment's.
     """
-    placed = [row for part in rows for row in part]
-    packed = join([segment.packed for segment in segments], sorted(range(len(placed)), key=placed.__getitem__))
+    distinct = list(dict.fromkeys(segments))
+    sizes = [segment.own.batch for segment in distinct]
+    first = {segment: sum(sizes[:i]) for i, segment in enumerate(distinct)}
+    # For each row of the batch, its sequence among those of the distinct segments.
+    places = {r: first[segment] + i for segment, part in zip(segments, rows, strict=True) for i, r in enumerate(part)}
+    order = [places[row] for row in sorted(places)]
+    packed = distinct[0].own if len(distinct) == 1 else join([s.own for s in distinct], range(sum(sizes)))
+    if order != list(range(packed.batch)):
+        packed = take_sequences(packed, order)
     shared: list[PackedSegment] = [
         replace(segment, packed=packed, rows=tuple(part)) for segment, part in zip(segments, rows, strict=True)
     ]

@@ -1,0 +1,1 @@
+"""Generation for batches of prompts from compressed caches: prefill, decode step, sampling, stopping."""

@@ -1,0 +1,137 @@
+"""Sequences that decode together: packed prompts joined layer by layer, and tails in buffers that stay in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels.backends import ChosenBackend
+from ...kernels.tail import CAPACITY, Tail, attention
+from ..cache import CompressedCache
+from ..layer import CompressedLayer, Part, join_parts
+
+
+@dataclass
+class BatchLayer:
+    """One layer of a batch.
+
+    Attributes:
+        keys, values: ``[B, H, capacity, D]``, the tails from slot 0 on.
+        lengths: ``[B]`` int32, a view of the batch's.
+        parts: packed prompts; one of all rows wherever the format can join them.
+        longest: tokens of the longest tail when the batch was made.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+    parts: list[Part]
+    longest: int
+
+
+class Batch:
+    """What a decode step reads and writes; every tensor stays where it is until `reserve` says otherwise.
+
+    Attributes:
+        positions: ``[B]`` int64, of each sequence's newest token.
+        lengths: ``[layers, B]`` int32, tokens in each tail (which differ by layer where a layer is not compressed).
+        steps: taken so far.
+        room: steps for which there is room.
+    """
+
+    def __init__(self, caches: Sequence[CompressedCache]) -> None:
+        """Sequences of ``caches``, each of one; what is packed is shared, their tails are copied.
+
+        The same prompt may occur more than once, as itself or as a fork.
+        """
+        # Its own: a captured graph reads the plans that it keeps.
+        self.backend = ChosenBackend(caches[0].session.config.backend)
+        device = caches[0].compressed_layers[0].device
+        seen = [cache.get_seq_length() for cache in caches]
+        self.positions = torch.tensor(seen, device=device) - 1
+        by_layer = list(zip(*(cache.compressed_layers for cache in caches), strict=True))
+        lengths = [[row.get_seq_length() - row.packed_tokens for row in rows] for rows in by_layer]
+        # Rows of whole 16 bytes: kernels that know a pointer to be aligned are others, and would be compiled too.
+        self.lengths = torch.zeros(len(lengths), -(-len(caches) // 4) * 4, dtype=torch.int32, device=device)
+        self.lengths = self.lengths[:, : len(caches)]
+        self.lengths.copy_(torch.tensor(lengths))
+        self.steps, self.room = 0, CAPACITY
+        joins = len({cache.session.config.format for cache in caches}) == 1
+        self.layers = [
+            BatchLayer(*_tails(rows, self.room), self.lengths[i], _parts(rows, joins), max(lengths[i]))
+            for i, rows in enumerate(by_layer)
+        ]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every layer's prompts are one part, which is what can be captured in a graph."""
+        return all(len(layer.parts) == 1 and isinstance(layer.parts[0][0], slice) for layer in self.layers)
+
+    def reserve(self) -> bool:
+        """Make room for one more step; True if buffers were exchanged for larger ones."""
+        self.steps += 1
+        if self.steps <= self.room:
+            return False
+        for layer in self.layers:
+            layer.keys, layer.values = (_enlarged(t, self.room) for t in (layer.keys, layer.values))
+        self.room *= 2
+        return True
+
+    def advance(self) -> None:
+        """Let every sequence be one token longer; the token's keys and values are still to be written."""
+        self.positions += 1
+        self.lengths += 1
+
+    def append(self, index: int, keys: Tensor, values: Tensor) -> None:
+        """Write the newest token's keys and values ``[B, H, D]`` of a layer."""
+        layer = self.layers[index]
+        rows, last = torch.arange(keys.shape[0], device=keys.device), layer.lengths.long() - 1
+        layer.keys[rows, :, last] = keys.to(layer.keys.dtype)
+        layer.values[rows, :, last] = values.to(layer.values.dtype)
+
+    def attend(self, index: int, query: Tensor, scale: float) -> Tensor:
+        """Attention of the newest tokens' ``query`` ``[B, H_q, 1, D]`` in a layer; as ``query``."""
+        layer = self.layers[index]
+        tail = Tail(layer.keys, layer.values, layer.lengths)
+        if len(layer.parts) == 1 and isinstance(layer.parts[0][0], slice):
+            output, _ = layer.parts[0][1].attend_with_tail(query, scale, tail, self.backend)
+        else:
+            output, lse = attention(query, tail, scale)
+            join_parts(output, lse, layer.parts, query, scale, self.backend)
+        return output.to(query.dtype)
+
+
+def _tails(rows: Sequence[CompressedLayer], room: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of the sequences' tails, with ``room`` for more, in the widest of their types."""
+    tails = [row.tail for row in rows if row.tail is not None]
+    _, heads, _, dim = rows[0].tail_shape
+    types = {tail.tokens[0].dtype for tail in tails}
+    dtype = max(types, key=lambda kind: torch.finfo(kind).max)
+    shape = (len(rows), heads, max(tail.length for tail in tails) + room, dim)
+    keys, values = (torch.zeros(shape, dtype=dtype, device=rows[0].device) for _ in range(2))
+    for i, tail in enumerate(tails):
+        keys[i, :, : tail.length], values[i, :, : tail.length] = (t[0] for t in tail.tokens)
+    return keys, values
+
+
+def _parts(rows: Sequence[CompressedLayer], joins: bool) -> list[Part]:
+    """The packed prompts of one layer, as one if the format can."""
+    parts: list[Part] = [([i], segment) for i, row in enumerate(rows) for _, segment in row.segments]
+    if len(parts) < len(rows):  # some prompt is in its tail
+        return parts
+    segments = [segment for _, segment in parts]
+    if len(segments) == 1:
+        return [(slice(None), segments[0])]
+    format_ = rows[0].session.format
+    joined = format_.join(segments, [[i] for i in range(len(rows))]) if joins else None
+    return parts if joined is None else [(slice(None), joined[1])]
+
+
+def _enlarged(old: Tensor, more: int) -> Tensor:
+    batch, heads, capacity, dim = old.shape
+    new = old.new_zeros(batch, heads, capacity + more, dim)
+    new[:, :, :capacity] = old
+    return new
