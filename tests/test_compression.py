@@ -56,7 +56,7 @@ def test_the_model_is_left_as_it_was(loaded: LoadedModel, tmp_path: Path) -> Non
 
 
 def test_what_is_refused(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compression, "read_text", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr(compression, "Engine", lambda *_: pytest.fail("the model ran"))
     for text, words in ((" ", "the prompt is empty"), ("a" * 600, "600 tokens"), ("a" * 512, "no new token fits")):
         with pytest.raises(ConfigError, match=words):
             run(loaded, tmp_path / "doc.rdkv", text)
