@@ -43,11 +43,11 @@ def append_kernel(
     """One head of one sequence's newest token: a query into ``query [B, HQ, D]``, a key or value into its tail."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d = tl.arange(0, DP)
-    at = qkv + row * q_stride + head * D
-    x = tl.load(at + d, mask=d < D, other=0.0)
+    source = qkv + row * q_stride + head * D
+    x = tl.load(source + d, mask=d < D, other=0.0)
     if head < HQ + H:
         other = tl.where(d < R // 2, d + R // 2, d - R // 2)  # the channel that a rotation mixes with
-        y = tl.load(at + other, mask=d < R, other=0.0)
+        y = tl.load(source + other, mask=d < R, other=0.0)
         if NORM:
             weight = query_weight if head < HQ else key_weight
             wide = x.to(tl.float32)
@@ -66,11 +66,11 @@ def append_kernel(
     if head < HQ:
         tl.store(query + (row * HQ + head) * D + d, x, mask=d < D)
     elif head < HQ + H:
-        at = keys + row * k_stride_b + (head - HQ) * k_stride_h + last * k_stride_t
-        tl.store(at + d, x.to(keys.dtype.element_ty), mask=d < D)
+        key = keys + row * k_stride_b + (head - HQ) * k_stride_h + last * k_stride_t
+        tl.store(key + d, x.to(keys.dtype.element_ty), mask=d < D)
     else:
-        at = values + row * v_stride_b + (head - HQ - H) * v_stride_h + last * v_stride_t
-        tl.store(at + d, x.to(values.dtype.element_ty), mask=d < D)
+        value = values + row * v_stride_b + (head - HQ - H) * v_stride_h + last * v_stride_t
+        tl.store(value + d, x.to(values.dtype.element_ty), mask=d < D)
 
 
 @triton.jit

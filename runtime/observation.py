@@ -16,11 +16,12 @@ from ..kernels.naive_window import Moment
 
 @dataclass(frozen=True)
 class Observation:
-    """One layer's prompt, right after its attention output was computed.
+    """One layer's prompt, right after its attention output was computed (or a block of what was written after one).
 
     Attributes:
         keys, values: ``[B, H, T, D]``, keys after the rotary embedding.
-        queries: ``[B, H_q, T, D]``, after the rotary embedding; query head ``h * G + g`` reads KV head ``h``.
+        queries: ``[B, H_q, T, D]``, after the rotary embedding; query head ``h * G + g`` reads KV head ``h``. Those of
+            the last tokens alone, if what is compressed was written rather than read.
         scale: factor of the logits, usually ``D ** -0.5``.
         layer: index of the layer.
     """
@@ -47,9 +48,10 @@ class Observation:
         return int(self.queries.shape[1]) // self.heads
 
     def window_queries(self, window: int) -> Tensor:
-        """The last ``W = min(window, T)`` queries, ``[B, H, G, W, D]``."""
-        width = min(window, self.tokens)
-        tail = self.queries[:, :, self.tokens - width :]
+        """The last ``W = min(window, T)`` queries, ``[B, H, G, W, D]``; fewer if there are not as many."""
+        held = self.queries.shape[2]
+        width = min(window, held)
+        tail = self.queries[:, :, held - width :]
         return tail.reshape(tail.shape[0], self.heads, self.groups, width, -1)
 
     def attention_moment(self, window: int, moment: Moment) -> Tensor:
@@ -87,7 +89,7 @@ class Observation:
     def visible(self, window: int) -> Tensor:
         """How many of the window's queries see each token, ``[T]`` float32 (the last ones see fewer)."""
         after = torch.arange(self.tokens, 0, -1, dtype=torch.float32, device=self.keys.device)
-        return after.clamp(max=min(window, self.tokens))
+        return after.clamp(max=min(window, self.queries.shape[2]))
 
     def _kernels(self) -> ModuleType:
         """`kernels.window` where it can run, else its twin in plain PyTorch."""

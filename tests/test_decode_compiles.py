@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from compiling import run
 
 pytest.importorskip("triton")
 
 SCRIPT = """
 import json, sys
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from compiling import build
 from rdkv.kernels.decode_kernels import attend_kernel, merge_kernel
 
 POINTERS = dict(
@@ -26,28 +20,15 @@ POINTERS = dict(
 )
 
 
-def build(kernel, warps, **constants):
-    types = {name: POINTERS.get(name, "i32") for name in kernel.arg_names if name not in constants}
-    types.update({name: "constexpr" for name in constants})
-    attributes = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(kernel.arg_names)
-        if types[name].startswith("*") or "stride" in name
-    }
-    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
-    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=warps, num_stages=1))
-    return built.metadata.shared
-
-
 shape = json.loads(sys.argv[1])
 dim, queries = shape["D"], shape["G"]
 padded = 1 << (dim - 1).bit_length()
 shared = build(
-    attend_kernel, 4, H=8, G=queries, Q=1, N=8, D=dim, DP=padded, W=shape["W"], NA=shape["NA"],
+    attend_kernel, POINTERS, stages=1, H=8, G=queries, Q=1, N=8, D=dim, DP=padded, W=shape["W"], NA=shape["NA"],
     NB=shape["NB"], NS=32, MANY=shape["MANY"], AHEAD=shape["NB"] > 0, BT=64, PDL=True,
 )
-build(merge_kernel, 4, H=8, G=queries, Q=1, D=dim, DP=padded, BI=16, PDL=True)
-print(shared)
+build(merge_kernel, POINTERS, stages=1, H=8, G=queries, Q=1, D=dim, DP=padded, BI=16, PDL=True)
+print(shared.metadata.shared)
 """
 
 
@@ -60,9 +41,5 @@ print(shared)
     ],
 )
 def test_compiles(shape: dict[str, int]) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(shape)], capture_output=True, text=True, env=environment, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) <= 227 << 10  # bytes of shared memory that a program may have
+    shared = int(run(SCRIPT, shape))
+    assert shared <= 227 << 10  # bytes of shared memory that a program may have

@@ -71,6 +71,10 @@ def test_a_document_is_asked_many_questions(family: str, budget: float, tiny_mod
             assert list(answer.tokens) == by_generate(model, question, budget, 8, DOCUMENT)
         assert list(answers[0].tokens) == by_generate(model, DOCUMENT, budget, 8)
     assert document.cache.get_seq_length() == len(DOCUMENT)
+    rdkv.attach(model)
+    whole = torch.tensor([DOCUMENT + questions[1]])
+    out = model.generate(whole, past_key_values=document.cache.fork(), max_new_tokens=8, do_sample=False)
+    assert out[0, whole.shape[1] :].tolist() == list(answers[1].tokens)
 
 
 def test_documents_of_their_own(engine: Engine) -> None:
@@ -79,9 +83,7 @@ def test_documents_of_their_own(engine: Engine) -> None:
     together = engine.generate(questions, after=documents)
     alone = [engine.generate([q], after=d)[0] for q, d in zip(questions, documents, strict=True)]
     assert together == alone
-    mixed = engine.generate(
-        [*questions, questions[0]], after=[documents[0], documents[0], documents[1]]
-    )  # one of them twice
+    mixed = engine.generate([*questions, questions[0]], after=[documents[0], *documents])  # one of them twice
     assert (mixed[0], mixed[1:]) == (alone[0], engine.generate([questions[1], questions[0]], after=documents))
 
 

@@ -12,11 +12,12 @@ import torch
 import rdkv
 from rdkv.runtime.engine import batch, fused
 from rdkv.runtime.engine.batch import Batch
+from rdkv.runtime.engine.blocks import WINDOW
 from rdkv.runtime.engine.engine import Engine
 from rdkv.runtime.engine.runner import WARM_UP, Runner, draws
 from rdkv.runtime.engine.sampling import Sampling
 
-PROMPTS = [list(range(5, 75)), list(range(100, 130)), [7, 8]]
+PROMPTS = [list(range(5, 75)), list(range(100, 130)), list(range(200, 240))]
 WAYS = [
     Sampling(max_new_tokens=30),
     Sampling(max_new_tokens=30, temperature=1.2, seed=3),
@@ -135,6 +136,16 @@ def test_a_graph_gives_the_same_tokens(
     monkeypatch.setattr(fused.FusedForward, "capturable", False)
     assert engine.generate(PROMPTS, WAYS) == captured
     assert len(graphs) == 3
+
+
+@needs_gpu
+def test_graphs_and_blocks(tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", torch.bfloat16).to("cuda")
+    engine = Engine(model, rdkv.CompressionConfig(budget=0.5), tail_block=WINDOW)
+    ways = [Sampling(max_new_tokens=200, temperature=1.0, seed=seed) for seed in (1, 2)]
+    captured = engine.generate(PROMPTS[:2], ways)
+    monkeypatch.setattr(fused.FusedForward, "capturable", False)
+    assert engine.generate(PROMPTS[:2], ways) == captured
 
 
 @needs_gpu

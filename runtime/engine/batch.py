@@ -12,6 +12,7 @@ from ...kernels.backends import ChosenBackend
 from ...kernels.tail import CAPACITY, Tail, attention
 from ..cache import CompressedCache
 from ..layer import CompressedLayer, Part, join_parts
+from .blocks import WINDOW, RecentQueries, compress_oldest
 
 
 @dataclass
@@ -21,19 +22,17 @@ class BatchLayer:
     Attributes:
         keys, values: ``[B, H, capacity, D]``, the tails from slot 0 on.
         lengths: ``[B]`` int32, a view of the batch's.
-        parts: packed prompts; one of all rows wherever the format can join them.
-        longest: tokens of the longest tail when the batch was made.
+        parts: packed prompts, one of all rows wherever the format can join them; then packed blocks of the tails.
     """
 
     keys: Tensor
     values: Tensor
     lengths: Tensor
     parts: list[Part]
-    longest: int
 
 
 class Batch:
-    """What a decode step reads and writes; every tensor stays where it is until `reserve` says otherwise.
+    """What a decode step reads and writes; it is the same for every step until `reserve` says otherwise.
 
     Attributes:
         positions: ``[B]`` int64, of each sequence's newest token.
@@ -42,13 +41,16 @@ class Batch:
         room: steps for which there is room.
     """
 
-    def __init__(self, caches: Sequence[CompressedCache]) -> None:
+    def __init__(self, caches: Sequence[CompressedCache], tail_block: int | None = None) -> None:
         """Sequences of ``caches``, each of one; what is packed is shared, their tails are copied.
 
-        The same prompt may occur more than once, as itself or as a fork.
+        Args:
+            caches: the same prompt may occur more than once, as itself or as a fork.
+            tail_block: compress so many of the oldest tokens whenever every tail has twice as many.
         """
+        self._session, self._block = caches[0].session, tail_block
         # Its own: a captured graph reads the plans that it keeps.
-        self.backend = ChosenBackend(caches[0].session.config.backend)
+        self.backend = ChosenBackend(self._session.config.backend)
         device = caches[0].compressed_layers[0].device
         seen = [cache.get_seq_length() for cache in caches]
         self.positions = torch.tensor(seen, device=device) - 1
@@ -58,32 +60,47 @@ class Batch:
         self.lengths = torch.zeros(len(lengths), -(-len(caches) // 4) * 4, dtype=torch.int32, device=device)
         self.lengths = self.lengths[:, : len(caches)]
         self.lengths.copy_(torch.tensor(lengths))
+        self._shortest = min(map(min, lengths))
+        self._recent = RecentQueries(device) if tail_block else None
         self.steps, self.room = 0, CAPACITY
         joins = len({cache.session.config.format for cache in caches}) == 1
         self.layers = [
-            BatchLayer(*_tails(rows, self.room), self.lengths[i], _parts(rows, joins), max(lengths[i]))
+            BatchLayer(*_tails(rows, self.room), self.lengths[i], _parts(rows, joins))
             for i, rows in enumerate(by_layer)
         ]
 
     @property
     def whole(self) -> bool:
-        """Whether every layer's prompts are one part, which is what can be captured in a graph."""
-        return all(len(layer.parts) == 1 and isinstance(layer.parts[0][0], slice) for layer in self.layers)
+        """Whether every part is of all rows, which is what can be captured in a graph."""
+        return all(layer.parts and all(isinstance(r, slice) for r, _ in layer.parts) for layer in self.layers)
 
     def reserve(self) -> bool:
-        """Make room for one more step; True if buffers were exchanged for larger ones."""
+        """Make room for one more step; True if the tails were compressed or exchanged for larger buffers."""
+        compressed = self._compress_block()
         self.steps += 1
         if self.steps <= self.room:
-            return False
+            return compressed
         for layer in self.layers:
             layer.keys, layer.values = (_enlarged(t, self.room) for t in (layer.keys, layer.values))
         self.room *= 2
+        return True
+
+    def _compress_block(self) -> bool:
+        if self._block is None or self._recent is None or self.steps < WINDOW:
+            return False
+        if self._shortest + self.steps < 2 * self._block:
+            return False
+        compress_oldest(self.layers, self._recent, self._session.pipeline, self._block)
+        self._shortest -= self._block
+        self.room += self._block
         return True
 
     def advance(self) -> None:
         """Let every sequence be one token longer; the token's keys and values are still to be written."""
         self.positions += 1
         self.lengths += 1
+        if self._recent is not None:
+            self._recent.advance()
 
     def append(self, index: int, keys: Tensor, values: Tensor) -> None:
         """Write the newest token's keys and values ``[B, H, D]`` of a layer."""
@@ -94,13 +111,18 @@ class Batch:
 
     def attend(self, index: int, query: Tensor, scale: float) -> Tensor:
         """Attention of the newest tokens' ``query`` ``[B, H_q, 1, D]`` in a layer; as ``query``."""
+        if self._recent is not None:
+            self._recent.write(index, query, scale)
         layer = self.layers[index]
-        tail = Tail(layer.keys, layer.values, layer.lengths)
-        if len(layer.parts) == 1 and isinstance(layer.parts[0][0], slice):
-            output, _ = layer.parts[0][1].attend_with_tail(query, scale, tail, self.backend)
+        tail, parts = Tail(layer.keys, layer.values, layer.lengths), layer.parts
+        if parts and isinstance(parts[0][0], slice):
+            output, lse = parts[0][1].attend_with_tail(query, scale, tail, self.backend)
+            parts = parts[1:]
         else:
             output, lse = attention(query, tail, scale)
-            join_parts(output, lse, layer.parts, query, scale, self.backend)
+        if parts:
+            output = output.float()
+            join_parts(output, lse, parts, query, scale, self.backend)
         return output.to(query.dtype)
 
 

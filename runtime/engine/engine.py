@@ -17,6 +17,7 @@ from ..prompt import check_window, encode
 from ..support import text_config
 from .answer import Answer, Completion, Piece, end_tokens
 from .batch import Batch
+from .blocks import WINDOW
 from .fused import forward_of
 from .runner import Runner
 from .sampling import Sampling
@@ -55,22 +56,42 @@ class Engine:
         model: a transformers causal language model.
         compression: what compresses each prompt, and the budget.
         tokenizer: for prompts and stop texts that are text, and the text of answers.
+        tail_block: for long answers: whenever every sequence has twice as many tokens after its prompt, compress so
+            many of the oldest, with the same settings. None keeps all of them at 16 bits.
 
     Raises:
         UnsupportedModelError: the model cannot use a compressed cache.
         ConfigError, PluginError: the configuration names or sets something that is not there.
     """
 
-    def __init__(self, model: Any, compression: CompressionConfig, tokenizer: Any | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        compression: CompressionConfig,
+        tokenizer: Any | None = None,
+        *,
+        tail_block: int | None = None,
+    ) -> None:
         CompressedCache(model.config, compression)  # refuses early
+        if tail_block is not None and tail_block < WINDOW:
+            raise ConfigError(f"tail_block is {tail_block}; it must be at least {WINDOW} tokens, or None")
+        self.tail_block = tail_block
         self.model, self.compression, self.tokenizer = model, compression, tokenizer
         self._forward = forward_of(model)
 
     @classmethod
-    def load(cls, name: str, compression: CompressionConfig, device: str = "auto", dtype: str = "auto") -> Engine:
-        """An engine for the model called ``name``; arguments and errors as of `load_model`."""
+    def load(
+        cls,
+        name: str,
+        compression: CompressionConfig,
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        tail_block: int | None = None,
+    ) -> Engine:
+        """An engine for the model called ``name``; other arguments and errors as of `load_model`."""
         loaded = load_model(name, device, dtype, lambda config: CompressedCache(config, compression))
-        return cls(loaded.model, compression, loaded.tokenizer)
+        return cls(loaded.model, compression, loaded.tokenizer, tail_block=tail_block)
 
     @torch.inference_mode()
     def compress(self, prompt: Prompt) -> CompressedPrompt:
@@ -137,7 +158,7 @@ class Engine:
         caches, logits = zip(*(self._sequence(i, base) for i, base in zip(every, bases, strict=True)), strict=True)
         ends = end_tokens(self.model)
         answers = [Answer(settings, ends, self.tokenizer) for settings in samplings]
-        return answers, Runner(self._forward, Batch(caches), torch.stack(logits), samplings)
+        return answers, Runner(self._forward, Batch(caches, self.tail_block), torch.stack(logits), samplings)
 
     def _sequence(self, ids: tuple[int, ...], base: CompressedPrompt | None) -> tuple[CompressedCache, Tensor]:
         """A sequence up to its answer: its cache, and logits ``[V]`` of its last position."""

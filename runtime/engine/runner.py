@@ -40,7 +40,7 @@ class Runner:
     def step(self) -> None:
         """Read the tokens and choose the next ones; the device is not waited for."""
         if self.batch.reserve():
-            self._graph, self._warm = None, 0  # the graph knows the old buffers
+            self._graph, self._warm = None, 0  # the graph knows the old buffers and parts
         if not self.captures:
             self._advance()
         elif self._warm < WARM_UP:
