@@ -58,7 +58,7 @@ def compress_oldest(layers: list[BatchLayer], recent: RecentQueries, pipeline: P
     for group in [every] if pipeline.whole_model else [[index] for index in every]:
         pending = [_score(index, layers[index], recent, pipeline, block) for index in group]
         for index, layer, plan in zip(group, pending, pipeline.allocate(pending), strict=True):
-            layers[index].parts.append((slice(None), pipeline.pack(layer, plan)))
+            layers[index].parts.append((slice(None), pipeline.begin(layer, plan)()))
             _drop(layers[index], block)
 
 
