@@ -90,14 +90,8 @@ def engine(records: list[Record]) -> str:
     """The engine from the prompt to the last token, beside full caches."""
     latest = {(r["device"], r["layers"], r["tokens"], r["batch"], r["budget"]): r for r in records}
     head = ["tokens", "batch", "budget", "prefill s", "first token s", "transformers prefill s", "peak GB"]
-    head += [
-        "transformers peak GB",
-        "ms a token",
-        "weights alone ms",
-        "full cache ms",
-        "transformers ms",
-        "decode peak GB",
-    ]
+    head += ["transformers peak GB", "ms a step", "weights alone ms", "full cache ms", "transformers ms"]
+    head += ["tokens a second", "full cache tokens a second", "decode peak GB"]
 
     def row(record: Record) -> list[str]:
         def figure(name: str, form: str, unit: float = 1.0) -> str:
@@ -107,6 +101,8 @@ def engine(records: list[Record]) -> str:
         cells += [figure(f"{who}_s", ".3f") for who in ("ours_prefill", "ours_first_token", "transformers_prefill")]
         cells += [figure(f"{who}_prefill_peak_bytes", ".2f", 1e9) for who in ("ours", "transformers")]
         cells += [figure(f"{who}_ms", ".2f") for who in ("ours", "floor", "full", "transformers")]
+        for name in ("ours_ms", "full_ms"):
+            cells.append(f"{1000 * record['batch'] / record[name]:,.0f}" if name in record else "not measured")
         return [*cells, figure("ours_decode_peak_bytes", ".2f", 1e9)]
 
     ordered = sorted(latest.values(), key=lambda r: (r["tokens"], r["batch"]))
