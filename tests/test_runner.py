@@ -35,7 +35,7 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def start(engine: Engine) -> Runner:
     document = engine.compress(PROMPTS[0])
     assert document.logits is not None
-    return Runner(engine._forward, Batch([document.cache]), document.logits[None], WAYS[:1])
+    return Runner(engine.forward, Batch([document.cache]), document.logits[None], WAYS[:1])
 
 
 class Replayed:
@@ -157,5 +157,5 @@ def test_a_step_on_the_gpu_is_that_on_the_cpu(tiny_model: Callable[..., Any]) ->
         with torch.inference_mode():
             together.reserve()
             together.advance()
-            logits.append(engine._forward.step(torch.tensor([9, 10, 11], device=device), together).cpu())
+            logits.append(engine.forward.step(torch.tensor([9, 10, 11], device=device), together).cpu())
     torch.testing.assert_close(logits[1], logits[0], rtol=2e-2, atol=2e-2)

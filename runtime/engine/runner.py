@@ -36,6 +36,11 @@ class Runner:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm = 0
 
+    @property
+    def captured(self) -> bool:
+        """Whether the next step is a replay of a graph, unless buffers are exchanged for it."""
+        return self._graph is not None
+
     @torch.inference_mode()
     def step(self) -> None:
         """Read the tokens and choose the next ones; the device is not waited for."""
