@@ -19,7 +19,7 @@ from .observation import Observation
 from .session import Group, Session
 
 _SEEN = "_rdkv_tail_seen"
-Part = tuple[list[int] | slice, PackedSegment]  # rows of a batch, and their packed prompt
+Part = tuple[list[int] | slice | Tensor, PackedSegment]  # rows of a batch, and their packed prompt
 
 
 class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]

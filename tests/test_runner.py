@@ -130,11 +130,12 @@ def test_a_graph_gives_the_same_tokens(
         graphs.append(runner._graph)
 
     monkeypatch.setattr(Runner, "_capture", counted)
-    captured = engine.generate(PROMPTS, WAYS)
+    prompts, ways = [*PROMPTS, [7, 8]], [*WAYS, WAYS[1]]  # nothing of the last one is packed
+    captured = engine.generate(prompts, ways)
     assert len(graphs) == 3  # at 8, 16 and 32 tokens of room
     assert None not in graphs
     monkeypatch.setattr(fused.FusedForward, "capturable", False)
-    assert engine.generate(PROMPTS, WAYS) == captured
+    assert engine.generate(prompts, ways) == captured
     assert len(graphs) == 3
 
 
