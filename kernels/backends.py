@@ -106,7 +106,7 @@ class ChosenBackend(Backend):
             raise
         except Exception as error:  # no compiler, a kernel that the device refuses, a library of another version, ...
             failed = self.backend.name
-            if failed == "torch":
+            if failed == "torch" or _captures(query.device):  # what a graph does not take works outside it
                 raise
             _failures[failed] = f"failed in use: {_one_line(error)}"
             self.backend = choose(failed, query.device)  # which says so
@@ -153,6 +153,10 @@ def _triton(device: torch.device) -> tuple[bool, str]:
         has, least = (".".join(map(str, c)) for c in (capability, CAPABILITY))
         return False, f"needs a GPU of compute capability {least}; this one has {has}"
     return True, "reads packed codes; all zones of a batch in one launch, and one that merges"
+
+
+def _captures(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _interpreted() -> bool:

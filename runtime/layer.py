@@ -20,7 +20,7 @@ from .plan import BitPlan
 from .session import Group, Session
 
 _SEEN = "_rdkv_tail_seen"
-Part = tuple[list[int] | slice, PackedSegment]  # rows of a batch, and their packed prompt
+Part = tuple[list[int] | slice | Tensor, PackedSegment]  # rows of a batch, and their packed prompt
 
 
 class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]

@@ -79,7 +79,7 @@ def test_copies_have_bytes_of_their_own_and_the_same_tokens(engine: Engine) -> N
     many: Any = [layer.parts[0][1] for layer in batch.layers]
     of_one, of_many = (sum(t.nbytes for each in found for t in each.packed.tensors()) for found in (one, many))
     assert of_many == 4 * of_one
-    runner = Runner(engine._forward, batch, bench.logits_of(document, 4), [Sampling()] * 4)
+    runner = Runner(engine.forward, batch, bench.logits_of(document, 4), [Sampling()] * 4)
     tokens = [runner.tokens.tolist()]
     for _ in range(3):
         runner.step()

@@ -30,7 +30,7 @@ def start(made: Engine) -> Runner:
     documents = [made.compress(ids) for ids in PROMPTS]
     logits = torch.stack([d.logits for d in documents if d.logits is not None])
     ways = [Sampling(temperature=2.0, seed=3, max_new_tokens=LONG)] * len(documents)
-    return Runner(made._forward, Batch([d.cache for d in documents], made.tail_block), logits, ways)
+    return Runner(made.forward, Batch([d.cache for d in documents], made.tail_block), logits, ways)
 
 
 def run(runner: Runner, steps: int) -> list[list[int]]:
@@ -60,7 +60,7 @@ def test_a_generous_budget_changes_little(settings: dict[str, Any], tiny_model: 
         with torch.inference_mode():
             runner.batch.reserve()
             runner.batch.advance()
-            return made._forward.step(torch.tensor([5, 6, 7]), runner.batch)
+            return made.forward.step(torch.tensor([5, 6, 7]), runner.batch)
 
     mine, plain = logits(WINDOW), logits(None)
     assert (mine - plain).norm() < 0.1 * plain.norm()

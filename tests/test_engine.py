@@ -102,6 +102,20 @@ def test_a_cloned_prompt_is_stored_once(engine: Engine) -> None:
     assert {t.data_ptr() for t in reachable_tensors(one.layers[0].parts)} & shared
 
 
+def test_prompts_of_which_nothing_is_kept_are_no_part(engine: Engine) -> None:
+    from rdkv.runtime.engine.batch import Batch
+
+    rows = prompts([40, 2, 33])
+    together = Batch([engine.compress(ids).cache for ids in rows])
+    for layer in together.layers:
+        ((held, segment),) = layer.parts
+        assert isinstance(held, torch.Tensor)
+        assert held.tolist() == [0, 2]
+        assert segment.nbytes > 0
+    whole = Sampling(max_new_tokens=8)
+    assert engine.generate(rows, whole) == [engine.generate([ids], whole)[0] for ids in rows]
+
+
 def test_past_the_capacity_of_the_tail(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("llama", max_position_embeddings=1024)
     count = CAPACITY + 20

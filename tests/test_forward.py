@@ -37,7 +37,7 @@ def both(make: Callable[[], Any], budget: float, monkeypatch: pytest.MonkeyPatch
             if not known:
                 patch.setattr(fused, "known_decoder", lambda model: None)
             made = engine(make(), budget, **settings)
-        assert isinstance(made._forward, FusedForward if known else PlainForward)
+        assert isinstance(made.forward, FusedForward if known else PlainForward)
         document = made.compress(PROMPTS[0])
         found.append(made.generate(PROMPTS, way) + made.generate([[9, 10], []], way, after=document))
     return found
@@ -86,6 +86,6 @@ def test_steps_of_the_triton_kernels(tiny_model: Callable[..., Any], monkeypatch
     way = Sampling(max_new_tokens=3)
     expected = engine(model, 0.5, backend="torch").generate(PROMPTS, way)
     made = engine(model, 0.5, backend="triton")
-    assert isinstance(made._forward, FusedForward)
-    monkeypatch.setattr(made._forward, "_step", step)
+    assert isinstance(made.forward, FusedForward)
+    monkeypatch.setattr(made.forward, "_step", step)
     assert made.generate(PROMPTS, way) == expected

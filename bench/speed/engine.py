@@ -90,7 +90,7 @@ def step_times(runner: Runner, steps: int) -> Record:
     for _ in range(steps):
         runner.step()
     queued = 1000 * (now() - begin) / steps
-    return {"ms": round(median(read), 3), "queued_ms": round(queued, 3), "graph": runner._graph is not None}
+    return {"ms": round(median(read), 3), "queued_ms": round(queued, 3), "graph": runner.captured}
 
 
 def ours(engine: Engine, prompt: Tensor, batch: int, steps: int, runs: int) -> Record:
@@ -112,7 +112,7 @@ def ours(engine: Engine, prompt: Tensor, batch: int, steps: int, runs: int) -> R
         record |= {"first_token_s": round(median(firsts[1:]), 4), "prefill_peak_bytes": memory.peak}
     record |= {"held_bytes": document.cache.prompt_nbytes, "full_bytes": document.cache.prompt_full_nbytes}
     with Memory() as memory:
-        runner = Runner(engine._forward, cloned(document, batch), logits_of(document, batch), [Sampling()] * batch)
+        runner = Runner(engine.forward, cloned(document, batch), logits_of(document, batch), [Sampling()] * batch)
         del document
         record |= step_times(runner, steps) | {"decode_peak_bytes": memory.peak}
     return record
@@ -145,7 +145,7 @@ def full(engine: Engine, tokens: int, batch: int, steps: int) -> Record:
     with Memory() as memory, torch.inference_mode():
         held: Any = FullBatch(config, batch, tokens, device, engine.model.dtype)
         logits = torch.zeros(batch, config.vocab_size, device=device)
-        runner = Runner(engine._forward, held, logits, [Sampling()] * batch)
+        runner = Runner(engine.forward, held, logits, [Sampling()] * batch)
         times = step_times(runner, steps)
         return times | {"decode_peak_bytes": memory.peak, "attention": held.attends_by}
 
@@ -172,8 +172,8 @@ def transformers_loop(model: PreTrainedModel, prompt: Tensor, batch: int, steps:
 @torch.inference_mode()
 def floor(engine: Engine, batch: int) -> Record:
     """Every product of a decode step with nothing between them, in one graph."""
-    assert isinstance(engine._forward, FusedForward)
-    decoder = engine._forward.decoder
+    assert isinstance(engine.forward, FusedForward)
+    decoder = engine.forward.decoder
     products: list[Callable[[Tensor], Tensor]] = []
     for layer in decoder.layers:
         products += [layer.qkv, layer.attention.o_proj, layer.gate_up, layer.mlp.down_proj]

@@ -31,8 +31,6 @@ class FullBatch:
     Steps attend to the prompts' tokens: the few that are generated while it is timed are written, not read.
     """
 
-    whole = True
-
     def __init__(self, config: Any, batch: int, tokens: int, device: str, dtype: torch.dtype) -> None:
         heads, dim = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
         self.tokens, self._capacity = tokens, math.ceil((tokens + ROOM) / PAGE) * PAGE

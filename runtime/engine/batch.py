@@ -22,7 +22,7 @@ class BatchLayer:
     Attributes:
         keys, values: ``[B, H, capacity, D]``, the tails from slot 0 on.
         lengths: ``[B]`` int32, a view of the batch's.
-        parts: packed prompts, one of all rows wherever the format can join them; then packed blocks of the tails.
+        parts: packed prompts, as one wherever the format can join them; then packed blocks of the tails.
     """
 
     keys: Tensor
@@ -68,11 +68,6 @@ class Batch:
             BatchLayer(*_tails(rows, self.room), self.lengths[i], _parts(rows, joins))
             for i, rows in enumerate(by_layer)
         ]
-
-    @property
-    def whole(self) -> bool:
-        """Whether every part is of all rows, which is what can be captured in a graph."""
-        return all(layer.parts and all(isinstance(r, slice) for r, _ in layer.parts) for layer in self.layers)
 
     def reserve(self) -> bool:
         """Make room for one more step; True if the tails were compressed or exchanged for larger buffers."""
@@ -140,16 +135,19 @@ def _tails(rows: Sequence[CompressedLayer], room: int) -> tuple[Tensor, Tensor]:
 
 
 def _parts(rows: Sequence[CompressedLayer], joins: bool) -> list[Part]:
-    """The packed prompts of one layer, as one if the format can."""
-    parts: list[Part] = [([i], segment) for i, row in enumerate(rows) for _, segment in row.segments]
-    if len(parts) < len(rows):  # some prompt is in its tail
-        return parts
-    segments = [segment for _, segment in parts]
-    if len(segments) == 1:
-        return [(slice(None), segments[0])]
-    format_ = rows[0].session.format
-    joined = format_.join(segments, [[i] for i in range(len(rows))]) if joins else None
-    return parts if joined is None else [(slice(None), joined[1])]
+    """The packed prompts of one layer, as one if the format can; without those that hold nothing."""
+    held = [(i, segment) for i, row in enumerate(rows) for _, segment in row.segments if segment.nbytes]
+    segments = [segment for _, segment in held]
+    whole = segments[0] if len(segments) == 1 else None
+    if len(segments) > 1 and joins:
+        joined = rows[0].session.format.join(segments, [[i] for i in range(len(segments))])
+        whole = None if joined is None else joined[1]
+    if whole is not None and len(segments) == len(rows):
+        return [(slice(None), whole)]
+    device = rows[0].device  # a captured graph takes no list as an index
+    if whole is not None:
+        return [(torch.tensor([i for i, _ in held], device=device), whole)]
+    return [(torch.tensor([i], device=device), segment) for i, segment in held]
 
 
 def _enlarged(old: Tensor, more: int) -> Tensor:

@@ -77,7 +77,7 @@ class Engine:
             raise ConfigError(f"tail_block is {tail_block}; it must be at least {WINDOW} tokens, or None")
         self.tail_block = tail_block
         self.model, self.compression, self.tokenizer = model, compression, tokenizer
-        self._forward = forward_of(model)
+        self.forward = forward_of(model)
 
     @classmethod
     def load(
@@ -158,7 +158,7 @@ class Engine:
         caches, logits = zip(*(self._sequence(i, base) for i, base in zip(every, bases, strict=True)), strict=True)
         ends = end_tokens(self.model)
         answers = [Answer(settings, ends, self.tokenizer) for settings in samplings]
-        return answers, Runner(self._forward, Batch(caches, self.tail_block), torch.stack(logits), samplings)
+        return answers, Runner(self.forward, Batch(caches, self.tail_block), torch.stack(logits), samplings)
 
     def _sequence(self, ids: tuple[int, ...], base: CompressedPrompt | None) -> tuple[CompressedCache, Tensor]:
         """A sequence up to its answer: its cache, and logits ``[V]`` of its last position."""
@@ -173,7 +173,7 @@ class Engine:
         return cache, self._read(ids, cache)
 
     def _read(self, ids: tuple[int, ...], cache: CompressedCache) -> Tensor:
-        return self._forward.read(torch.tensor([ids], device=self.model.device), cache)
+        return self.forward.read(torch.tensor([ids], device=self.model.device), cache)
 
     def _ids(self, prompt: Prompt, special: bool = True) -> tuple[int, ...]:
         if not isinstance(prompt, str):

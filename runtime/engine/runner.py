@@ -32,9 +32,14 @@ class Runner:
         self._forward, self.batch = forward, batch
         self._draws = draws(samplings, logits.device)
         self.tokens = choose(logits, self._draws, batch.positions + 1)
-        self.captures = logits.is_cuda and forward.capturable and batch.whole
+        self.captures = logits.is_cuda and forward.capturable
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm = 0
+
+    @property
+    def captured(self) -> bool:
+        """Whether the next step is a replay of a graph, unless buffers are exchanged for it."""
+        return self._graph is not None
 
     @torch.inference_mode()
     def step(self) -> None:
