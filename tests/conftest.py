@@ -100,6 +100,12 @@ def fresh_backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws its own random numbers, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def rdkv_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of the test's own, so that no test reads what another, or the user, calibrated."""
     home = tmp_path_factory.mktemp("home")

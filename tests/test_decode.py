@@ -167,7 +167,7 @@ def test_nothing_held() -> None:
 def test_an_empty_head_beside_a_full_one() -> None:
     full, empty = make_case(heads=1, tokens=90).packed, make_case(heads=1, shares=ONE_WIDTH[0], pinned=0).packed
     packed = replace(join([full, empty], [0, 1]), batch=1, heads=2)
-    check(Case(packed, torch.randn(1, 8, 1, 64, device=DEVICE)))
+    check(Case(packed, torch.randn(1, 8, 1, 64).to(DEVICE, torch.bfloat16)))
 
 
 def test_unequal_lengths_in_one_launch() -> None:
