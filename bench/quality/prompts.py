@@ -1,8 +1,7 @@
-"""Prompts with reference answers: LongBench from local JSON, and synthetic ones from any text."""
+"""Prompts with reference answers: LongBench from local JSON, synthetic ones from any text, and those of `tasks`."""
 
 from __future__ import annotations
 
-import ast
 import json
 import random
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
+
+from .tasks import Source, answers, available, make_sample
 
 GRAIN = 500  # tokens
 
@@ -40,20 +41,8 @@ def longbench(
             keep = min(length, max(GRAIN, len(prompt) // GRAIN * GRAIN))
             if len(prompt) > keep:
                 prompt = prompt[: keep // 2] + prompt[-(keep - keep // 2) :]
-            reference = tokenizer(" " + _reference(row["gold"]).strip(), add_special_tokens=False).input_ids
+            reference = tokenizer(" " + answers(row["gold"])[0].strip(), add_special_tokens=False).input_ids
             yield Sample(task, index, prompt, reference[:answer])
-
-
-def _reference(gold: object) -> str:
-    """The first reference answer: of a list, a dict with ``answers``, or either written as Python in a string."""
-    if isinstance(gold, str):
-        try:
-            gold = ast.literal_eval(gold)
-        except (ValueError, SyntaxError):
-            return str(gold)
-    if isinstance(gold, dict):
-        gold = gold["answers"]
-    return str(gold[0]) if isinstance(gold, list) else str(gold)
 
 
 def synthetic(
@@ -99,3 +88,15 @@ def _synthetic(
         at = draw.randrange(len(hay) // 20, len(hay) * 19 // 20)
         hay = hay[:at] + part + hay[at:]
     return hay + asked, encode(answer)
+
+
+def generated(
+    source: Source, tokenizer: PreTrainedTokenizerBase, samples: int, length: int, seed: int = 0
+) -> Iterator[Sample]:
+    """Samples of every task in `tasks` that the source has the material for, each with its question in the prompt."""
+    for task in available(source):
+        for index in range(samples):
+            sample = make_sample(task, tokenizer, source, length, index, seed)
+            context, asked = sample.encode(tokenizer)
+            answer = tokenizer(" " + sample.answer, add_special_tokens=False).input_ids
+            yield Sample(task, index, context + asked, list(answer))

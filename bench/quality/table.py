@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SYNTHETIC = {"passkey", "needle", "needles", "recitation", "text"}
+from .tasks import TASKS
+
+SYNTHETIC = {"passkey", "needle", "needles", "recitation", "text", *TASKS}
 Record = dict[str, Any]
 
 

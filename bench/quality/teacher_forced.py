@@ -29,7 +29,8 @@ from rdkv.runtime.errors import BudgetError
 from rdkv.runtime.loading import load_model
 
 from ..machine import describe
-from .prompts import Sample, longbench, synthetic
+from .prompts import Sample, generated, longbench, synthetic
+from .tasks import Source, read_questions, read_texts
 
 
 @torch.no_grad()
@@ -92,7 +93,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data", type=Path, help="folder of LongBench JSON files; synthetic prompts alone if missing")
-    parser.add_argument("--text", type=Path, help="haystack text; the Python language reference if missing")
+    parser.add_argument(
+        "--text", type=Path, help="haystack text, file or folder; Python's language reference if missing"
+    )
     parser.add_argument("--methods", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="methods of the file to run; all if missing")
     parser.add_argument("--tasks", nargs="*", help="LongBench tasks to run; all of the folder if missing")
@@ -100,6 +103,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--length", type=int, default=6500)
     parser.add_argument("--synthetic", type=int, default=0, help="samples of each synthetic task")
+    parser.add_argument("--generated", type=int, default=0, help="samples of each task of RULER and of retrieval")
+    parser.add_argument("--questions", type=Path, nargs="*", default=[], help="JSON files for RULER's two QA tasks")
     parser.add_argument("--batch", type=int, default=1, help="prompts of one length to run at once")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no new batch after this long")
     parser.add_argument("--out", type=Path, required=True)
@@ -118,9 +123,12 @@ def main() -> None:
         samples += longbench(
             arguments.data, loaded.tokenizer, arguments.tasks or tasks, arguments.samples, arguments.length, answer=128
         )
+    text = read_texts(arguments.text) if arguments.text else python_reference()
     if arguments.synthetic:
-        text = arguments.text.read_text() if arguments.text else python_reference()
         samples += synthetic(text, loaded.tokenizer, arguments.synthetic, arguments.length - 500)
+    if arguments.generated:
+        source = Source(text, tuple(question for path in arguments.questions for question in read_questions(path)))
+        samples += generated(source, loaded.tokenizer, arguments.generated, arguments.length)
     samples.sort(key=lambda sample: (sample.index, sample.task))  # a run cut short covers every task
     begin, count, machine = time.time(), 0, describe()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
