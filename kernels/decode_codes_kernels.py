@@ -46,45 +46,45 @@ def down(words, BITS: tl.constexpr):
 
 
 @triton.jit
-def multiply_nibbles(w, q, c0, c1, c2, c3):
-    """``c_j + digits_j(w) @ q`` for the four nibbles of each word; odd sums are 16 times too large."""
-    c0 = dot(codes(w, 0x0F, "0x000f000f"), q, c0)
-    c1 = dot(codes(w, 0xF0, "0x00f000f0"), q, c1)
-    w = down(w, 8)
-    c2 = dot(codes(w, 0x0F, "0x000f000f"), q, c2)
-    c3 = dot(codes(w, 0xF0, "0x00f000f0"), q, c3)
+def even(words, BITS: tl.constexpr):
+    """The digit of ``BITS`` bits, 4 or 2, that stands lowest in every word."""
+    if BITS == 4:
+        return codes(words, 0x0F, "0x000f000f")
+    else:
+        return codes(words, 0x03, "0x00030003")
+
+
+@triton.jit
+def odd(words, BITS: tl.constexpr):
+    """The digit that stands 4 bits higher, 16 times too large."""
+    if BITS == 4:
+        return codes(words, 0xF0, "0x00f000f0")
+    else:
+        return codes(words, 0x30, "0x00300030")
+
+
+@triton.jit
+def multiply(w, q, c0, c1, c2, c3, BITS: tl.constexpr):
+    """``c_j + digits_j(w) @ q`` for a word's four nibbles, or the four 2-bit digits of its lower byte.
+
+    Odd sums are 16 times too large.
+    """
+    c0 = dot(even(w, BITS), q, c0)
+    c1 = dot(odd(w, BITS), q, c1)
+    w = down(w, 8 if BITS == 4 else 2)
+    c2 = dot(even(w, BITS), q, c2)
+    c3 = dot(odd(w, BITS), q, c3)
     return c0, c1, c2, c3
 
 
 @triton.jit
-def multiply_pairs(w, q, c0, c1, c2, c3):
-    """The same for the four 2-bit digits of the lower byte."""
-    c0 = dot(codes(w, 0x03, "0x00030003"), q, c0)
-    c1 = dot(codes(w, 0x30, "0x00300030"), q, c1)
-    w = down(w, 2)
-    c2 = dot(codes(w, 0x03, "0x00030003"), q, c2)
-    c3 = dot(codes(w, 0x30, "0x00300030"), q, c3)
-    return c0, c1, c2, c3
-
-
-@triton.jit
-def accumulate_nibbles(w, a0, a1, a2, a3, acc):
-    """``acc + sum_j digits_j(w) @ a_j`` for the four nibbles of each word, those of odd ``j`` 16 times too large."""
-    acc = dot(codes(w, 0x0F, "0x000f000f"), a0, acc)
-    acc = dot(codes(w, 0xF0, "0x00f000f0"), a1, acc)
-    w = down(w, 8)
-    acc = dot(codes(w, 0x0F, "0x000f000f"), a2, acc)
-    return dot(codes(w, 0xF0, "0x00f000f0"), a3, acc)
-
-
-@triton.jit
-def accumulate_pairs(w, a0, a1, a2, a3, acc):
-    """The same for the four 2-bit digits of the lower byte."""
-    acc = dot(codes(w, 0x03, "0x00030003"), a0, acc)
-    acc = dot(codes(w, 0x30, "0x00300030"), a1, acc)
-    w = down(w, 2)
-    acc = dot(codes(w, 0x03, "0x00030003"), a2, acc)
-    return dot(codes(w, 0x30, "0x00300030"), a3, acc)
+def accumulate(w, a0, a1, a2, a3, acc, BITS: tl.constexpr):
+    """``acc + sum_j digits_j(w) @ a_j`` for the same digits, those of odd ``j`` 16 times too large."""
+    acc = dot(even(w, BITS), a0, acc)
+    acc = dot(odd(w, BITS), a1, acc)
+    w = down(w, 8 if BITS == 4 else 2)
+    acc = dot(even(w, BITS), a2, acc)
+    return dot(odd(w, BITS), a3, acc)
 
 
 @triton.jit
@@ -141,9 +141,9 @@ def key_words(key_codes, word, column, n, end, C):
 def key_nibbles(key_codes, octet, column, n, A, C, f, s0, s1, s2, s3, s4, s5, s6, s7):
     """Sums of eight tokens plus what some of the ``A`` nibble columns, with folded queries ``f``, add to them."""
     lower = key_words(key_codes, octet, column, n, A, C)
-    s0, s1, s2, s3 = multiply_nibbles(lower, f, s0, s1, s2, s3)
+    s0, s1, s2, s3 = multiply(lower, f, s0, s1, s2, s3, 4)
     later = key_words(key_codes + A, octet, column, n, A, C)
-    s4, s5, s6, s7 = multiply_nibbles(later, f, s4, s5, s6, s7)
+    s4, s5, s6, s7 = multiply(later, f, s4, s5, s6, s7, 4)
     return s0, s1, s2, s3, s4, s5, s6, s7
 
 
@@ -151,8 +151,8 @@ def key_nibbles(key_codes, octet, column, n, A, C, f, s0, s1, s2, s3, s4, s5, s6
 def key_pairs(key_codes, octet, column, n, S, C, f, s0, s1, s2, s3, s4, s5, s6, s7):
     """The same of some of the ``S`` columns of 2 bits."""
     w = key_words(key_codes, octet, column, n, S, C)
-    s0, s1, s2, s3 = multiply_pairs(w, f, s0, s1, s2, s3)
-    s4, s5, s6, s7 = multiply_pairs(down(w, 8), f, s4, s5, s6, s7)
+    s0, s1, s2, s3 = multiply(w, f, s0, s1, s2, s3, 2)
+    s4, s5, s6, s7 = multiply(down(w, 8), f, s4, s5, s6, s7, 2)
     return s0, s1, s2, s3, s4, s5, s6, s7
 
 

@@ -14,8 +14,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
 from .decode_codes_kernels import (
-    accumulate_nibbles,
-    accumulate_pairs,
+    accumulate,
     across,
     column_scales,
     down,
@@ -185,8 +184,8 @@ def packed_zone(
         first = tile * W * 8
         if (tile + 1) * (W // 2) > blocks4:
             v = across(value_words(value_pairs, block, d2, blocks4, blocks, 2 * D, D), W, DP)
-            part = accumulate_pairs(v, a0, a1, a2, a3, part)
-            part = accumulate_pairs(down(v, 8), a4, a5, a6, a7, part)
+            part = accumulate(v, a0, a1, a2, a3, part, 2)
+            part = accumulate(down(v, 8), a4, a5, a6, a7, part, 2)
         plane = value_codes
         held, weight = blocks4, 1.0
         for i in range(tl.where(first < n16, 4, tl.where(first < n8, 2, tl.where(first < n4, 1, 0)))):
@@ -195,8 +194,8 @@ def packed_zone(
             a4, a5, a6, a7 = a4 * one, a5 * one, a6 * one, a7 * one
             low = value_words(plane, block, d2, 0, held, 4 * D, D)
             high = value_words(plane + 2 * D, block, d2, 0, held, 4 * D, D)
-            more = accumulate_nibbles(across(low, W, DP), a0, a1, a2, a3, tl.zeros([DP, N], tl.float32))
-            part += accumulate_nibbles(across(high, W, DP), a4, a5, a6, a7, more) * weight
+            more = accumulate(across(low, W, DP), a0, a1, a2, a3, tl.zeros([DP, N], tl.float32), 4)
+            part += accumulate(across(high, W, DP), a4, a5, a6, a7, more, 4) * weight
             weight *= 16.0
             plane += held.to(tl.int64) * (4 * D)
             held = tl.where(i == 0, blocks8, blocks16)
