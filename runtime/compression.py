@@ -92,10 +92,5 @@ def compress_prompt(
         model=loaded.name,
         device=loaded.device,
         dtype=loaded.dtype,
-        scorer=compression.scorer,
-        allocator=compression.allocator,
-        format=compression.format,
-        budget=compression.budget,
-        budget_tokens=compression.budget_tokens,
-        budget_bytes=compression.budget_bytes,
+        **compression.choices,
     )

@@ -64,6 +64,12 @@ class CompressionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         if self.backend not in get_args(BackendName):
             raise ConfigError(f"backend is {self.backend!r}; it must be one of {', '.join(get_args(BackendName))}")
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What compresses and how much, by the names that reports have for it."""
+        names = ("scorer", "allocator", "format", "budget", "budget_tokens", "budget_bytes")
+        return {name: getattr(self, name) for name in names}
+
 
 def config_from_mapping(values: Mapping[str, Any]) -> CompressionConfig:
     """A configuration from plain values, with an error that names the field at fault."""

@@ -143,12 +143,7 @@ def _run_engine(
         full_cache_bytes=cache.prompt_full_nbytes,
         bits=_bits(cache),
         seconds=Seconds(first - begin - cache.compress_seconds, cache.compress_seconds, times[-1] - first),
-        scorer=compression.scorer,
-        allocator=compression.allocator,
-        format=compression.format,
-        budget=compression.budget,
-        budget_tokens=compression.budget_tokens,
-        budget_bytes=compression.budget_bytes,
+        **compression.choices,
     )
 
 

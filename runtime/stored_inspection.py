@@ -91,12 +91,7 @@ def inspect_stored(stored: StoredCache, plugins: Sequence[str] = ()) -> StoredIn
         full_cache_bytes=sum(full),
         retention=sum(held) / sum(full),
         layers=rows,
-        scorer=compression.scorer,
-        allocator=compression.allocator,
-        format=compression.format,
-        budget=compression.budget,
-        budget_tokens=compression.budget_tokens,
-        budget_bytes=compression.budget_bytes,
+        **compression.choices,
     )
 
 

@@ -41,7 +41,7 @@ class CompressedPrompt:
     @property
     def tokens(self) -> int:
         """Tokens read."""
-        return int(self.cache.session.prompt_lengths[0])
+        return self.cache.prompt_lengths[0]
 
 
 class Engine:
