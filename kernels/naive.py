@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
-FLOAT16_MAX = 65504.0
 
 # Bound on the float32 logits that one call of `attention` holds at once, in elements (64 MiB).
 CHUNK_ELEMENTS = 1 << 24

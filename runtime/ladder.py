@@ -140,11 +140,6 @@ def round_up(count: Tensor, block: int) -> Tensor:
     return count + -count % block
 
 
-def lookup(bits: Tensor, levels: tuple[int, ...], table: tuple[float, ...] | tuple[int, ...]) -> Tensor:
-    """``table`` at the level of each width in ``bits`` (uint8, any shape), int64 or float64; 0 at other widths."""
-    return _table(levels, table, bits.device)[bits.int()]
-
-
 def _steps(rising: tuple[int, ...]) -> tuple[int, ...]:
     """What each number adds to the one before it; the first adds all of itself."""
     return tuple(b - a for a, b in zip((0, *rising), rising, strict=False))
@@ -163,13 +158,6 @@ def _channel_table(
     levels: tuple[int, ...], cost: tuple[int, ...], overhead: tuple[int, ...], device: torch.device
 ) -> Tensor:
     """``[256, 2]``, by width: bits of a channel for each token, and once."""
-    return torch.stack([_table(levels, cost, device), _table(levels, overhead, device)], -1)
-
-
-@cache
-def _table(levels: tuple[int, ...], table: tuple[float, ...] | tuple[int, ...], device: torch.device) -> Tensor:
-    """``[256]``, by width."""
-    dtype = torch.int64 if all(isinstance(x, int) for x in table) else torch.float64
-    full = torch.zeros(256, dtype=dtype)
-    full[list(levels)] = torch.tensor(table, dtype=dtype)
-    return full.to(device)
+    table = torch.zeros(256, 2, dtype=torch.int64)
+    table[list(levels)] = torch.tensor([cost, overhead]).T
+    return table.to(device)

@@ -15,7 +15,7 @@ from rdkv.allocators.quantization import Quantization
 from rdkv.allocators.waterfill import Waterfill
 from rdkv.plugins.rdkv.format import MixedBit, MixedBitOptions
 from rdkv.runtime.interfaces import Allocator
-from rdkv.runtime.ladder import Ladder, lookup
+from rdkv.runtime.ladder import Ladder
 from rdkv.runtime.plan import BitPlan, Budget, Scores
 
 quick = settings(max_examples=30, deadline=None)
@@ -25,6 +25,14 @@ SCOPES = ["head", "layer", "model"]
 
 
 MAKERS: dict[str, type[Allocator]] = {"waterfill": Waterfill, "eviction": Eviction, "quantization": Quantization}
+
+
+def lookup(bits: Tensor, levels: tuple[int, ...], table: tuple[float, ...] | tuple[int, ...]) -> Tensor:
+    """``table`` at the level of each width in ``bits`` (uint8, any shape), int64 or float64; 0 at other widths."""
+    dtype = torch.int64 if all(isinstance(x, int) for x in table) else torch.float64
+    full = torch.zeros(256, dtype=dtype)
+    full[list(levels)] = torch.tensor(table, dtype=dtype)
+    return full[bits.int()]
 
 
 def make(name: str, **options: Any) -> Allocator:

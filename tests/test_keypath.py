@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import Problem, problems, quick, random_problem
+from problems import Problem, lookup, problems, quick, random_problem
 
 from rdkv.allocators.keypath import key_path
-from rdkv.runtime.ladder import lookup, round_up
+from rdkv.runtime.ladder import round_up
 
 
 @quick

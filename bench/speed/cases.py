@@ -18,7 +18,6 @@ FIRST: list[tuple[int, int, float | None, str]] = [
     (1, 131072, 0.0248, "smollm2"),
     (16, 32768, None, "4bit"),
 ]
-SPREAD_HELP = "how far heads keep more or fewer tokens than the mean; measured: as they did on the prompts of the mix"
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,6 @@ def _several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
         return [kind(part) for part in text.split(",")]
 
     return split
-
-
-def _spread(text: str) -> float | None:
-    return None if text == "measured" else float(text)
 
 
 def _mix(name: str) -> str:
