@@ -1,4 +1,4 @@
-"""The cache under ``generate``: identity at budget 1, honest bytes, turns, padding, sampling."""
+"""The cache under ``generate``: identity at budget 1, honest bytes, padding, sampling."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from generating import FAMILIES, IDS, LENGTHS, MASK, WAYS, cache_for, converse, generate, room
 from harness import (
     DIM,
     HEADS,
@@ -27,17 +28,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import rdkv
-from rdkv.kernels.tail import CAPACITY
 from rdkv.runtime.errors import ConfigError, RdkvError
-
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3"]
-LENGTHS = [40, 33, 20]
-IDS = torch.randint(3, 259, (3, 40), generator=torch.Generator().manual_seed(0))
-MASK = padding(LENGTHS).long()
-WAYS: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False},
-    "sampled": {"do_sample": True, "temperature": 1.3, "top_p": 0.9},
-}
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +39,6 @@ def model(tiny_model: Callable[..., Any]) -> Any:
 @pytest.fixture(scope="module")
 def model32(tiny_model: Callable[..., Any]) -> Any:
     return rdkv.attach(tiny_model("llama"))
-
-
-def cache_for(model: Any, budget: float | None = 0.3, **settings: Any) -> rdkv.CompressedCache:
-    return rdkv.CompressedCache(model.config, rdkv.CompressionConfig(budget=budget, **settings))
-
-
-def generate(model: Any, cache: Any, ids: Tensor = IDS, tokens: int = 8, **more: Any) -> Any:
-    torch.manual_seed(0)
-    more = {"do_sample": False, "pad_token_id": 0} | more
-    return model.generate(ids, past_key_values=cache, max_new_tokens=tokens, **more)
-
-
-def room(cache: Any, batch: int) -> int:
-    """Bytes of the buffers for up to ``CAPACITY`` tokens after the prompt, in all layers."""
-    element: int = cache.layers[0].keys.element_size()
-    return LAYERS * batch * CAPACITY * TOKEN_BYTES * element // 2
 
 
 def test_sampling_here_is_not_greedy(model: Any) -> None:
@@ -269,58 +244,6 @@ def test_plan_needs_a_prompt_and_its_positions(model: Any) -> None:
         blind.plan(0)
 
 
-def later_turn(ids: Tensor, mask: Tensor | None, lengths: list[int]) -> tuple[Tensor, Tensor | None]:
-    """A conversation so far and a further turn, which is padded on its own left."""
-    turn = torch.randint(3, 259, (ids.shape[0], max(lengths)), generator=torch.Generator().manual_seed(5))
-    if mask is None:
-        return torch.cat([ids, turn], 1), None
-    new = ids.shape[1] - mask.shape[1]
-    seen = torch.nn.functional.pad(mask, (0, new), value=1)
-    return torch.cat([ids, turn], 1), torch.cat([seen, padding(lengths).long()], 1)
-
-
-def converse(model: Any, cache: Any, mask: Tensor | None, turns: int = 3) -> Tensor:
-    out: Tensor = generate(model, cache, attention_mask=mask)
-    for _ in range(turns - 1):
-        out, mask = later_turn(out, mask, [6, 2, 4] if mask is not None else [6])
-        out = generate(model, cache, out, attention_mask=mask)
-    return out
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
-def test_turns_at_whole_budget(family: str, mask: Tensor | None, tiny_model: Callable[..., Any]) -> None:
-    model = tiny_model(family)
-    expected = converse(model, DynamicCache(), mask)
-    assert torch.equal(converse(rdkv.attach(model), cache_for(model, 1.0), mask), expected)
-
-
-@pytest.mark.parametrize("budget", [0.001, 0.1, 0.5])
-@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
-def test_turns_join_the_tail(budget: float, mask: Tensor | None, model32: Any) -> None:
-    cache = cache_for(model32, budget)
-    seen: list[int] = []
-    hook = model32.get_input_embeddings().register_forward_hook(lambda _, args, __: seen.append(args[0].shape[1]))
-    out = converse(model32, cache, mask)
-    hook.remove()
-    assert seen[0] == 40
-    assert [n for n in seen if n > 1] == [40, 7, 7]  # each turn with the last token of the answer before it
-    assert cache.get_seq_length() == out.shape[1] - 1
-    assert cache.prompt_nbytes <= budget * cache.prompt_full_nbytes
-    # In one pass what took one for each token: the same tail.
-    again = cache_for(model32, budget)
-    whole = torch.nn.functional.pad(torch.ones_like(IDS) if mask is None else mask, (0, 7), value=1)
-    positions = (whole.cumsum(1) - 1).clamp(min=0)
-    with torch.no_grad():
-        for part in (slice(0, 40), slice(40, 47)):
-            seen_by = {"attention_mask": whole[:, : part.stop], "position_ids": positions[:, part]}
-            model32(out[:, part], past_key_values=again, **seen_by)
-    mine, theirs = layer_of(cache).keys, layer_of(again).keys
-    assert mine is not None
-    assert theirs is not None
-    torch.testing.assert_close(mine[:, :, :7], theirs, rtol=1e-2, atol=1e-2)
-
-
 @pytest.mark.parametrize("budget", [0.2, 1.0])
 def test_prompts_of_one_token(budget: float, model: Any) -> None:
     ids = IDS[:, :1]
@@ -382,69 +305,3 @@ def test_decoding_by_triton_is_that_by_torch(tiny_model: Callable[..., Any], cap
     plans = sum(t.nbytes for t in caches[1].backend.tensors())
     assert plans > 0
     assert caches[1].nbytes == caches[0].nbytes + plans
-
-
-def test_inference_mode(model: Any) -> None:
-    expected = converse(model, cache_for(model), MASK)
-    cache = cache_for(model)
-    with torch.inference_mode():
-        first = generate(model, cache, attention_mask=MASK)
-    ids, mask = later_turn(first, MASK, [6, 2, 4])
-    second = generate(model, cache, ids, attention_mask=mask)
-    assert torch.equal(second, expected[:, : second.shape[1]])
-
-
-def test_caches_do_not_share_state(model: Any) -> None:
-    budgets = (0.1, 0.7)
-    caches = [cache_for(model, budget) for budget in budgets]
-    firsts = [generate(model, cache, attention_mask=MASK) for cache in caches]
-    for budget, cache, first in zip(budgets, caches, firsts, strict=True):
-        ids, mask = later_turn(first, MASK, [6, 2, 4])
-        second = generate(model, cache, ids, attention_mask=mask)
-        assert torch.equal(second, converse(model, cache_for(model, budget), MASK, turns=2))
-
-
-def read_prompt(model: Any, budget: float, mask: Tensor | None) -> rdkv.CompressedCache:
-    cache = cache_for(model, budget)
-    with torch.no_grad():
-        model(IDS, attention_mask=mask, past_key_values=cache)
-    return cache
-
-
-@pytest.mark.parametrize("budget", [0.001, 0.3, 1.0])
-@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
-def test_forks_answer_as_caches_of_their_own(budget: float, mask: Tensor | None, model: Any) -> None:
-    lengths = [6] if mask is None else [6, 2, 4]
-    turns = [later_turn(ids, mask, lengths) for ids in (IDS, IDS)]
-    turns[1][0][:, 40:] += 1
-    expected = [generate(model, read_prompt(model, budget, mask), ids, attention_mask=m) for ids, m in turns]
-    cache = read_prompt(model, budget, mask)
-    forks = [cache.fork(), cache.fork().fork()]
-    for fork, (ids, m), answer in zip(forks, turns, expected, strict=True):
-        assert torch.equal(generate(model, fork, ids, attention_mask=m), answer)
-    # A fork of a cache that has gone on has the prompt alone.
-    again = forks[0].fork()
-    assert [c.get_seq_length() for c in (cache, again, *forks)] == [40, 40, 53, 53]
-    assert torch.equal(generate(model, again, turns[1][0], attention_mask=turns[1][1]), expected[1])
-    assert torch.equal(generate(model, cache, turns[0][0], attention_mask=turns[0][1]), expected[0])
-    assert forks[0].prompt_nbytes == cache.prompt_nbytes
-    forks[0].reset()
-    assert cache.session.prompt_lengths == forks[1].session.prompt_lengths != []
-
-
-@pytest.mark.parametrize("budget", [0.3, 1.0])
-def test_forks_share_the_prompt_and_no_tail(budget: float, model: Any) -> None:
-    with pytest.raises(RdkvError, match="no prompt yet"):
-        cache_for(model, budget).fork()
-    cache = read_prompt(model, budget, None)
-    forks = [cache.fork() for _ in range(3)]
-
-    def together() -> int:
-        return storage_bytes(tensor for each in (cache, *forks) for tensor in each.tensors())
-
-    assert together() == cache.nbytes
-    turn, _ = later_turn(IDS, None, [6])
-    for fork in forks:
-        generate(model, fork, turn)
-    tails = 3 * (room(cache, 3) + (cache.prompt_nbytes if budget == 1.0 else 0))  # an uncompressed prompt is in them
-    assert together() - cache.nbytes - tails in (0, 3 * 3 * 4 * LAYERS)  # lengths, where a kernel may read them
