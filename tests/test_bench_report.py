@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bench.quality.report import charts, html, markdown, write_reports
+from bench.quality.report.heat import heat_maps
 from bench.quality.report.results import Point, Results, full
 from bench.quality.report.stats import difference, estimate
 from bench.quality.report.tables import best_rows, by_task, overview, paired, summary
@@ -188,7 +189,7 @@ def test_charts_have_what_was_measured() -> None:
     assert bars is not None
     assert "pinned, 16" in bars
     assert charts.histogram(Results([r for r in records() if r["method"] == "full"]), "seen", "key_bits") is None
-    assert charts.heat_maps(results, "seen", "full", 1.0) is None
+    assert heat_maps(results, "seen", "full", 1.0) is None
     only_full = Results([r for r in records() if r["method"] == "full"])
     assert only_full.estimate(full("seen"), "kl") is not None
     assert only_full.methods == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 import rdkv
+from bench.quality import ablation
 from bench.quality.cells import Cells, read_cells
 from bench.quality.evaluate import Kinds
 from bench.quality.method import Method, Ours
@@ -133,29 +133,33 @@ def test_killed_and_started_again(tiny_folder: Path, tmp_path: Path) -> None:
     """``kill -9`` in the middle; the file that the second run ends with is the one of a run that nobody killed."""
     sweep = tmp_path / "sweep.toml"
     sweep.write_text(
-        'scorers = ["attention-distortion", "snapkv"]\nbudgets = [0.2, 0.4, 0.6]\ntasks = ["passkey_retrieval"]\n'
-        'samples = 4\nlength = 420\nreference_tokens = 4\nanswer_tokens = 2\ndevice = "cpu"\n'
+        'scorers = ["attention-distortion", "snapkv"]\nbudgets = [0.2, 0.4]\ntasks = ["passkey_retrieval"]\n'
+        'samples = 2\nlength = 420\nreference_tokens = 4\nanswer_tokens = 2\ndevice = "cpu"\n'
     )
-    command = [sys.executable, "-m", "bench.quality.ablation", "--sweep", str(sweep), "--model", str(tiny_folder)]
-    path = tmp_path / "killed" / "cells.jsonl"
+    flags = ["--sweep", str(sweep), "--model", str(tiny_folder), "--out"]
+    path, whole = tmp_path / "killed" / "cells.jsonl", tmp_path / "whole"
     process = subprocess.Popen(
-        [*command, "--out", str(path.parent)], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+        [sys.executable, "-m", "bench.quality.ablation", *flags, str(path.parent)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
     while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 3):
-        time.sleep(0.01)
+        time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = path.read_bytes()
     kept = before[: before.rfind(b"\n") + 1]
-    assert 3 <= kept.count(b"\n") < 56
+    assert 3 <= kept.count(b"\n") < 20
     with path.open("ab") as file:
         file.write(b'{"key": "torn')
-    whole = tmp_path / "whole"
-    for out in (path.parent, whole):
-        done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    assert [ablation.main([*flags, str(out)]) for out in (path.parent, whole)] == [0, 0]
     assert path.read_bytes().startswith(kept)
-    assert len(identities(path)) == len(set(identities(path))) == 4 * 2 * (1 + 2 * 3)
-    figures = [{k: v for k, v in json.loads(line).items() if k != "compress_seconds"} for line in path.open()]
-    expected = [{k: v for k, v in r.items() if k != "compress_seconds"} for r in read_cells(whole / "cells.jsonl")]
-    assert figures == expected
+    assert len(identities(path)) == len(set(identities(path))) == 2 * 2 * (1 + 2 * 2)
+    assert [_figures(record) for record in read_cells(path)] == [
+        _figures(record) for record in read_cells(whole / "cells.jsonl")
+    ]
+
+
+def _figures(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without the time that it took, and without what threads may change in its last digits."""
+    exact = {key: value for key, value in record.items() if key != "compress_seconds"}
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in exact.items()}

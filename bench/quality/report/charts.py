@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -115,40 +114,6 @@ def histogram(results: Results, protocol: str, field: str) -> str | None:
         panel.set_xlabel(f"% of {what}")
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False)
         return svg(figure, f"Histogram of {what}, {PROTOCOL_NAMES[protocol]}")
-
-
-def heat_maps(results: Results, protocol: str, method: str, budget: float) -> str | None:
-    """Mean value bits of a token, by layer and head and by layer and position."""
-    point = Point(protocol, method, budget)
-    heads, positions = results.mean_map(point, "heads"), results.mean_map(point, "positions")
-    if heads is None or positions is None:
-        return None
-    with mpl.rc_context({**STYLE, "axes.grid": False}):
-        wide = max(2.2, min(6.0, 0.3 * len(heads[0]) + 1.5))
-        figure = Figure(figsize=(wide + 5.4, max(2.6, min(5.2, 0.11 * len(heads) + 1.3))), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[wide - 0.9, 5.0])
-        _map(figure, left, heads, "KV head", [str(head) for head in range(len(heads[0]))])
-        left.set_title("by head")
-        _map(figure, right, positions, "position in the prompt", None)
-        right.set_title("by position")
-        left.set_ylabel("layer")
-        return svg(figure, f"Bits of {method} at {100 * budget:g}%, {PROTOCOL_NAMES[protocol]}")
-
-
-def _map(figure: Any, panel: Any, table: Sequence[Sequence[float]], name: str, ticks: list[str] | None) -> None:
-    flat = [value for row in table for value in row]
-    # One outlier, such as the part with the pinned first tokens, must not take all of the scale.
-    top = max(sorted(flat)[int(0.97 * (len(flat) - 1))], 1e-3)
-    image = panel.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=top, interpolation="nearest")
-    panel.set_xlabel(name)
-    if ticks is None:
-        panel.set_xticks([-0.5, len(table[0]) / 2 - 0.5, len(table[0]) - 0.5], ["start", "middle", "end"])
-    elif len(ticks) <= 16:
-        panel.set_xticks(range(len(ticks)), ticks)
-    extend = "max" if max(flat) > top else "neither"
-    bar = figure.colorbar(image, ax=panel, extend=extend, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.ax.set_title("bits", fontsize=9, fontweight="normal", loc="left")
 
 
 def svg(figure: Figure, title: str) -> str:

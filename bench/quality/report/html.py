@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from . import charts
+from .heat import heat_maps
 from .results import Results
 from .tables import PROTOCOL_NAMES, Table, by_task, conditions, overview
 
@@ -102,9 +103,7 @@ def _maps(results: Results) -> str:
     for protocol in results.protocols:
         for method in results.methods:
             figures = _joined(
-                _figure(
-                    charts.heat_maps(results, protocol, method, budget), f"{100 * budget:g}% of the bytes", "narrow"
-                )
+                _figure(heat_maps(results, protocol, method, budget), f"{100 * budget:g}% of the bytes", "narrow")
                 for budget in results.budgets
             )
             if figures:
