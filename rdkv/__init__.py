@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .runtime.plan import BitPlan as BitPlan
     from .runtime.plan import Budget as Budget
     from .runtime.plan import Scores as Scores
+    from .runtime.recording import Recording as Recording
     from .runtime.store import load as load
     from .runtime.store import save as save
 
@@ -67,6 +68,7 @@ _HOME = {
     "BitPlan": "plan",
     "Budget": "plan",
     "Scores": "plan",
+    "Recording": "recording",
     "load": "store",
     "save": "store",
 }

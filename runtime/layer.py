@@ -105,6 +105,14 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.session.compress(self, groups, observations)
         return output
 
+    def take(self, observation: Observation) -> None:
+        """Compress a prompt without padding that another cache saw pass through this layer (see `Recording`)."""
+        with self.session.prompt_pass():
+            self.session.enter(self)
+            self.lazy_initialization(observation.keys, observation.values)
+            self.prompt_tokens = self.packed_tokens = observation.tokens
+            self.session.compress(self, self.session.groups(None, observation.keys), [observation])
+
     def store(
         self, groups: list[Group], segments: list[PackedSegment], joined: PackedSegment | None, dtype: torch.dtype
     ) -> None:
