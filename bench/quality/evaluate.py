@@ -114,5 +114,4 @@ class Batch:
         return [self._text(ids) for ids in generate(self.prompt, held.fork(), self.asked, limits, finished)]
 
     def _text(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -87,7 +87,9 @@ def draw(records: list[Record], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     found = chosen(records)
     for name, fill in FIGURES.items():
-        with mpl.rc_context({"svg.hashsalt": name, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        with mpl.rc_context(
+            {"svg.hashsalt": name, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+        ):
             figure = Figure(figsize=(6.0, 3.6), layout="constrained")
             axes = figure.subplots()
             fill(axes, found)

@@ -16,7 +16,7 @@ from .tables import PROTOCOL_NAMES
 # Okabe and Ito's colours, which the colour-blind tell apart, and two more; methods beyond them differ by line and mark.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d4e9c", "#7a7a7a")
 LINES, MARKS = ("-", "--", ":"), "osD^vPX*"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4", "axes.edgecolor": "#888888",
     "axes.axisbelow": True, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",

@@ -70,7 +70,7 @@ def _panel(table: Map, x: float, width: float, height: float, title: str, ticks:
 def _picture(values: NDArray[np.float64], top: float, x: float, y: float, width: float, height: float) -> str:
     """A table as an image of one pixel a value, stretched."""
     stream = io.BytesIO()
-    imsave(stream, values, vmin=0, vmax=top, cmap=COLOURS, format="png", metadata={"Software": None})
+    imsave(stream, values, vmin=0, vmax=top, cmap=COLOURS, format="png")
     data = base64.b64encode(stream.getvalue()).decode()
     place = f'x="{x}" y="{y}" width="{width}" height="{height}" preserveAspectRatio="none"'
     return f'<image {place} style="image-rendering:pixelated" href="data:image/png;base64,{data}"/>'

@@ -99,7 +99,7 @@ def _bits(results: Results) -> str:
 
 def _maps(results: Results) -> str:
     """Heat maps of every method and budget, the first method's open."""
-    parts = []
+    parts: list[str] = []
     for protocol in results.protocols:
         for method in results.methods:
             figures = _joined(

@@ -51,7 +51,7 @@ def edit_similarity(answer: str, reference: str) -> float:
 
     lines = answer.lstrip("\n").split("\n")
     code = next((line for line in lines if not re.search(r"`|#|//", line)), "")
-    return round(fuzz.ratio(code, reference)) / 100
+    return float(round(fuzz.ratio(code, reference))) / 100
 
 
 def judge(
