@@ -9,7 +9,8 @@ import pytest
 from bench.quality.cells import Cells, cell_key, read_cells
 from rdkv.runtime.errors import ConfigError
 
-ROWS = [{"key": "a", "kl": 1.5}, {"key": "b", "kl": 2.5}]
+MODEL = {"model": "m", "dtype": "float32"}
+ROWS = [{"key": "a", "kl": 1.5, **MODEL}, {"key": "b", "kl": 2.5, **MODEL}]
 
 
 def test_cells_are_there_again(tmp_path: Path) -> None:
@@ -21,6 +22,7 @@ def test_cells_are_there_again(tmp_path: Path) -> None:
             cells.add(ROWS[:1])
     with Cells(path) as cells:
         assert cells.done == {"a", "b"}
+        assert cells.models == {("m", "float32")}
         cells.add([{"key": "c"}])
     assert list(read_cells(path)) == [*ROWS, {"key": "c"}]
 
@@ -58,7 +60,7 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a JSON object"):
         list(read_cells(path))
     path.write_text('{"task": "old"}\n')
-    with pytest.raises(ConfigError, match="without a key"):
+    with pytest.raises(ConfigError, match="not of an ablation"):
         Cells(path)
 
 

@@ -28,7 +28,8 @@ def record(method: str, budget: float, task: str, index: int, protocol: str = "s
     made = {
         "model": "tiny <model>", "dtype": "float32", "device": "cpu", "torch": "2", "transformers": "5", "python": "3",
         "method": method, "budget": budget, "task": task, "index": index, "seed": 0, "protocol": protocol,
-        "half": half_of(task, index, 0), "compressed_tokens": 100, "fits": True, "bytes": 1000 * budget - index,
+        "half": half_of(task, index, 0), "compressed_tokens": 100, "sample": f"{task}{index}", "settings": {"a": 1},
+        "reference_tokens": 128, "answer_tokens": 8, "fits": True, "bytes": 1000 * budget - index,
         "full_bytes": 1000, "accuracy": base, "agreement": base, "kl": 1 - base, "nll": 2 - base,
     }  # fmt: skip
     if task == "labels":
@@ -124,6 +125,16 @@ def test_halves() -> None:
     assert not tune.rows(point).keys() & report.rows(point).keys()
     assert Results(rows).rows(point).keys() == tune.rows(point).keys() | report.rows(point).keys()
     assert "half: tune only" in markdown.page(tune)
+
+
+def test_other_settings_under_one_name_and_other_lengths_are_kept_apart() -> None:
+    rows = records(2)
+    results = Results([*rows, *({**row, "settings": {"a": 2}} for row in rows if row["method"] == "ours")])
+    assert results.methods == ["ours", "worse", "ours (2)"]
+    assert len(results.rows(Point("seen", "ours", 0.05))) == len(results.rows(Point("seen", "ours (2)", 0.05))) == 4
+    longer = Results([*rows, *({**row, "sample": f"{row['sample']} and more"} for row in rows)])
+    assert longer.methods == ["ours", "worse"]
+    assert len(longer.rows(Point("seen", "ours", 0.05))) == 8
 
 
 def test_markdown() -> None:

@@ -24,6 +24,7 @@ from bench.quality.sample import PROTOCOLS
 from bench.quality.sweep import Ticks, Work, run
 from bench.quality.tasks import Catalogue, Source
 from rdkv.runtime.calibration import python_reference
+from rdkv.runtime.errors import ConfigError
 from rdkv.runtime.loading import LoadedModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +115,14 @@ def test_batches_give_what_single_prompts_give(work: Work, tmp_path: Path) -> No
     for place, record in single.items():
         assert batched[place]["kl"] == pytest.approx(record["kl"], abs=2e-3)
         assert batched[place]["key"] == record["key"]
+
+
+def test_another_model_has_a_file_of_its_own(work: Work, tmp_path: Path) -> None:
+    with Cells(tmp_path / "cells.jsonl") as cells:
+        run(replace(work, methods=[], samples=work.samples[:1]), cells, Ticks())
+    other = replace(work, loaded=replace(work.loaded, name="other"))
+    with Cells(tmp_path / "cells.jsonl") as cells, pytest.raises(ConfigError, match="has cells of tiny in float32"):
+        run(other, cells, Ticks())
 
 
 def test_time_is_up(work: Work, tmp_path: Path) -> None:

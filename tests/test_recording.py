@@ -51,6 +51,20 @@ def test_compressed_as_in_a_pass_of_its_own(
         assert torch.equal(read(model, own, MORE), read(model, mine, MORE))
 
 
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_packed_when_the_next_layer_is_there(scope: str, tiny_model: Callable[..., Any]) -> None:
+    """As on a GPU, where packing is finished later."""
+    model = rdkv.attach(tiny_model())
+    recording = rdkv.Recording(model.config)
+    read(model, recording)
+    config = rdkv.CompressionConfig(budget=0.3, allocator_options={"scope": scope})
+    own, mine = rdkv.CompressedCache(model.config, config), recording.compress(config)
+    read(model, own)
+    assert all(torch.equal(a, b) for a, b in zip(own.tensors(), mine.tensors(), strict=True))
+    assert own.retention == mine.retention < 0.31
+
+
 def test_full_cache_goes_on_from_the_prompt(tiny_model: Callable[..., Any]) -> None:
     model = rdkv.attach(tiny_model())
     recording, plain = rdkv.Recording(model.config), DynamicCache(config=model.config)

@@ -24,6 +24,10 @@ def cell_key(identity: Mapping[str, Any]) -> str:
 class Cells:
     """A results file that is added to. A line is on the disk when `add` returns; a torn last line is dropped.
 
+    Attributes:
+        done: keys of what it holds.
+        models: names and dtypes of the models that it held at the start.
+
     Args:
         path: made if it is not there.
 
@@ -41,10 +45,13 @@ class Cells:
             self._file.close()
             raise ConfigError(f"another run is writing to {path}; wait for it, or give another --out") from error
         self._drop_torn_line()
-        try:
-            self.done = {record["key"] for record in read_cells(path)}
-        except KeyError as error:
-            raise ConfigError(f"{path} has lines without a key; give another --out") from error
+        self.done: set[str] = set()
+        self.models: set[tuple[str, str]] = set()
+        for record in read_cells(path):
+            if not {"key", "model", "dtype"} <= record.keys():
+                raise ConfigError(f"{path} has lines that are not of an ablation; give another --out")
+            self.done.add(record["key"])
+            self.models.add((record["model"], record["dtype"]))
 
     def add(self, records: list[Record]) -> None:
         """Append records, each with its ``key``, and wait until they are on the disk.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import rdkv
+from rdkv.runtime.errors import ConfigError
 from rdkv.runtime.loading import LoadedModel
 
 from ..machine import describe
@@ -80,7 +81,12 @@ def run(work: Work, cells: Cells, ticks: Ticks, seconds: float = float("inf")) -
 
     Returns:
         How many cells were added.
+
+    Raises:
+        ConfigError: ``cells`` has those of another model.
     """
+    for name, dtype in cells.models - {(work.loaded.name, work.loaded.dtype)}:
+        raise ConfigError(f"{cells.path} has cells of {name} in {dtype}; a report is of one model: give another --out")
     machine, begin, added = describe(), time.monotonic(), 0
     plan = [(protocol, s) for protocol in work.protocols for s in work.samples if protocol in s.protocols]
     keys = {cell_key(work.identity(cell, s, protocol)) for protocol, s in plan for cell in work.grid}

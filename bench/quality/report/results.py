@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -52,9 +52,9 @@ class Results:
         self.half = half
         self.records = [record for record in records if half in ("both", record["half"])]
         self._points: dict[Point, dict[Prompt, Record]] = {}
-        for record in self.records:
-            point = Point(record["protocol"], record["method"], record["budget"])
-            self._points.setdefault(point, {})[record["task"], record["index"], record["seed"]] = record
+        for record, name in zip(self.records, names(self.records), strict=True):
+            point = Point(record["protocol"], name, record["budget"])
+            self._points.setdefault(point, {})[prompt_of(record)] = record
 
     @cached_property
     def protocols(self) -> list[str]:
@@ -64,7 +64,7 @@ class Results:
     @cached_property
     def methods(self) -> list[str]:
         """In the order in which they were measured, the full cache left out; the first one is the reference."""
-        return [name for name in dict.fromkeys(record["method"] for record in self.records) if name != "full"]
+        return [name for name in dict.fromkeys(point.method for point in self._points) if name != "full"]
 
     @cached_property
     def budgets(self) -> list[float]:
@@ -115,6 +115,22 @@ class Results:
         if isinstance(tables[0], dict):
             return mean_shares(tables)
         return [[sum(cell) / len(cell) for cell in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
+
+
+def prompt_of(record: Record) -> Prompt:
+    """The prompt of a record, with what is scored of its answer; one of another length is another prompt."""
+    return record["task"], f"{record['sample']}/{record['reference_tokens']}/{record['answer_tokens']}"
+
+
+def names(records: Iterable[Record]) -> Iterator[str]:
+    """The method of each record; its name with a number, if it had other settings before."""
+    known: dict[str, list[Any]] = {}
+    for record in records:
+        variants = known.setdefault(record["method"], [])
+        if record["settings"] not in variants:
+            variants.append(record["settings"])
+        number = variants.index(record["settings"]) + 1
+        yield record["method"] if number == 1 else f"{record['method']} ({number})"
 
 
 def mean_shares(tables: list[dict[str, float]]) -> dict[str, float]:

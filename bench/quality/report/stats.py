@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS, SEED = 2000, 0
-Prompt = tuple[str, int, int]  # task, index, seed
+Prompt = tuple[str, str]  # task, and which of its prompts
 Values = Mapping[Prompt, float]
 
 

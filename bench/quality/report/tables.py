@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .results import Metric, Point, Results, full
+from .results import Metric, Point, Results, full, prompt_of
 from .stats import Estimate
 
 PROTOCOL_NAMES = {"seen": "question seen by the compression", "after": "question asked after compression"}
@@ -143,8 +143,8 @@ def conditions(results: Results) -> list[tuple[str, str]]:
         "transformers": "transformers", "python": "python",
     }  # fmt: skip
     found = [(name, ", ".join(map(str, results.distinct(key)))) for name, key in kinds.items()]
-    prompts = {(r["protocol"], r["task"], r["index"], r["seed"]): r["compressed_tokens"] for r in results.records}
-    lengths, different = sorted(prompts.values()), len({prompt[1:] for prompt in prompts})
+    lengths = sorted(record["compressed_tokens"] for record in results.records)
+    different = len({prompt_of(record) for record in results.records})
     return [
         *found,
         ("half", "both" if results.half == "both" else f"{results.half} only"),
