@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import rdkv
 from bench.quality.method import Full, Prompt
-from bench.quality.peers import PEERS
+from bench.quality.peers import METHODS
 from bench.quality.peers.masked import MaskedLayer
 from bench.quality.peers.pressed import Pressed
 
@@ -24,7 +24,7 @@ kvpress = pytest.importorskip("kvpress", reason="kvpress is not installed (make 
 TOKENS, NEW = 160, 6
 ROWS = torch.randint(3, 259, (2, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
 MORE = torch.randint(3, 259, (2, NEW), generator=torch.Generator().manual_seed(1))
-PRESSED = {name: method for name, method in PEERS.items() if isinstance(method, Pressed) and not method.quantizer}
+PRESSED = {method.name: method for method in METHODS if isinstance(method, Pressed) and not method.quantizer}
 MASKING = [name for name, method in PRESSED.items() if method.press.startswith(("adakv", "kvzip"))]
 EVICTING = ["kvpress-snapkv", "kvpress-expected-attention"]
 

@@ -90,7 +90,7 @@ def test_a_press_may_write_to_a_quantised_cache(budget: float, tiny_model: Calla
     if missing("kvpress-quanto"):
         pytest.skip("kvpress or quanto is not installed (make peers)")
     prompt = Prompt.read(rdkv.attach(tiny_model(head_dim=64)), ROWS)
-    with PEERS["kvpress-snapkv-quanto-4"].compress(prompt, budget) as held:
+    with PEERS["kvpress-snapkv-quanto-4"]().compress(prompt, budget) as held:
         kept = held.cache.get_seq_length()
         assert held.nbytes == pytest.approx(kept / TOKENS * (4 + 0.5) / 16 * held.full_nbytes, rel=0.01)
         assert 0 <= budget * held.full_nbytes - held.nbytes <= held.full_nbytes / TOKENS + 2 * 2 * 64

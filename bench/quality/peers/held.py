@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers.cache_utils import Cache, DynamicLayer, QuantizedLayer
+from transformers.cache_utils import Cache, QuantizedLayer
 
 from .masked import MaskedLayer
 from .shape import HALF_BYTES, Shape
@@ -22,7 +22,7 @@ def needed(cache: Cache, shape: Shape) -> int:
     Args:
         shape: of the full cache.
     """
-    layers = list(cache.layers)
+    layers: list[Any] = list(cache.layers)
     if any(isinstance(layer, MaskedLayer) and layer.evicted.any() for layer in layers):
         kept = sum(int((~layer.evicted).sum()) for layer in layers)
         return kept * shape.pair_bytes + shape.ragged_bytes
@@ -39,15 +39,14 @@ def allocated(cache: Cache) -> int:
 def _layer_bytes(layer: Any) -> int:
     if isinstance(layer, QuantizedLayer):
         return sum(half_bytes(t) for part in (layer._quantized_keys, layer._quantized_values) for t in _tensors(part))
-    nbytes = HALF_BYTES * (layer.keys.numel() + layer.values.numel())
+    nbytes: int = HALF_BYTES * (layer.keys.numel() + layer.values.numel())
     return nbytes + INDEX_BYTES * int(layer.evicted.sum()) if isinstance(layer, MaskedLayer) else nbytes
 
 
-def zero_bytes(layer: DynamicLayer) -> int:
+def zero_bytes(layer: Any) -> int:
     """Bytes of the key channels that are zero in every token."""
-    assert layer.keys is not None
-    zero = (layer.keys == 0).all(2).sum()  # [B, H, D] summed
-    return HALF_BYTES * int(zero) * layer.keys.shape[2]
+    zero = (layer.keys == 0).all(2).sum()  # of [B, H, D]
+    return HALF_BYTES * int(zero) * int(layer.keys.shape[2])
 
 
 def half_bytes(tensor: Tensor) -> int:
@@ -55,7 +54,7 @@ def half_bytes(tensor: Tensor) -> int:
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
         return sum(half_bytes(getattr(tensor, name)) for name in names)
-    nbytes = tensor.untyped_storage().nbytes()
+    nbytes: int = tensor.untyped_storage().nbytes()
     return nbytes // 2 if tensor.dtype == torch.float32 else nbytes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -48,5 +50,6 @@ class MaskedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 def masked_cache(full: DynamicCache, evicted: list[Tensor]) -> Cache:
     """The cache ``full`` without each layer's ``evicted`` tokens, ``[B, H, T]`` bool."""
-    pairs = zip(full.layers, evicted, strict=True)
+    layers: list[Any] = list(full.layers)
+    pairs = zip(layers, evicted, strict=True)
     return Cache(layers=[MaskedLayer(layer.keys, layer.values, mask) for layer, mask in pairs])

@@ -86,19 +86,20 @@ def press_rows(press: Any, model: PreTrainedModel, ids: Tensor, cache: Cache) ->
         Which tokens of each layer it masks, ``[B, H, T]`` bool; nothing if it masks none.
     """
     tokens = ids.shape[1]
-    layers = [layer.self_attn for layer in model.model.layers]
+    layers: list[Any] = [layer.self_attn for layer in model.model.layers]
     try:
         with untemplated(model) if type(press).__name__ == "KVzipPress" else nullcontext(), press(model):
             # Hooks of kvpress want to be told positions, which transformers no longer hands to every layer.
             positions = torch.arange(tokens, device=ids.device)
             model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, cache_position=positions)
-        indices = [getattr(layer, "masked_key_indices", None) for layer in layers]
+        indices: list[Any] = [getattr(layer, "masked_key_indices", None) for layer in layers]
     finally:
         for layer in layers:
             layer.__dict__.pop("masked_key_indices", None)  # kvpress's attention would act on it in the next prompt
     if all(index is None for index in indices):
         return []
-    masks = [torch.zeros(*layer.keys.shape[:3], dtype=torch.bool, device=ids.device) for layer in cache.layers]
+    held: list[Any] = list(cache.layers)
+    masks = [torch.zeros(layer.keys.shape[:3], dtype=torch.bool, device=ids.device) for layer in held]
     for mask, index in zip(masks, indices, strict=True):
         mask[tuple(part.to(ids.device) for part in index)] = True
     return masks
