@@ -37,8 +37,9 @@ def allocated(cache: Cache) -> int:
 
 
 def _layer_bytes(layer: Any) -> int:
-    if isinstance(layer, QuantizedLayer):
-        return sum(half_bytes(t) for part in (layer._quantized_keys, layer._quantized_values) for t in _tensors(part))
+    if isinstance(layer, QuantizedLayer):  # and what is not packed yet
+        parts = (layer._quantized_keys, layer._quantized_values, layer.keys, layer.values)
+        return sum(half_bytes(tensor) for part in parts for tensor in _tensors(part))
     nbytes: int = HALF_BYTES * (layer.keys.numel() + layer.values.numel())
     return nbytes + INDEX_BYTES * int(layer.evicted.sum()) if isinstance(layer, MaskedLayer) else nbytes
 

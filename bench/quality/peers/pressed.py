@@ -27,13 +27,13 @@ from .shape import Shape
 
 @dataclass(frozen=True)
 class Pressed:
-    """A press of kvpress, its result held as it is or quantised, both by kvpress.
+    """A press of kvpress, its result held as it is, or quantised by transformers.
 
     Attributes:
         name: in records and tables.
         press: one of `presses.find`.
         options: of the press.
-        quantizer: of the `QuantizedCache` that the press writes to; none for 16 bits.
+        quantizer: of the `QuantizedCache` that takes what is left; none for 16 bits.
     """
 
     name: str
@@ -51,11 +51,10 @@ class Pressed:
     def compress(self, prompt: Prompt, budget: float) -> Iterator[Compressed]:
         """See `Method`; the prompts are read anew, since a press wants hidden states."""
         shape, full = Shape.of(prompt), full_nbytes(prompt)
-        room, pair_bytes = int(budget * full), float(shape.pair_bytes)
+        share, multiple = 1.0, 1
         if self.quantizer is not None:
-            room -= self.quantizer.padding(shape.layers)
-            pair_bytes *= self.quantizer.pair_share
-        press = find(self.press, self.options).fit(shape, room, pair_bytes)
+            share, multiple = self.quantizer.pair_share, self.quantizer.multiple(shape)
+        press = find(self.press, self.options).fit(shape, int(budget * full), share * shape.pair_bytes, multiple)
         cache = self._read(press, prompt)
         nbytes, held = needed(cache, shape), allocated(cache)
         if nbytes > budget * full:
@@ -64,19 +63,22 @@ class Pressed:
 
     @torch.no_grad()
     def _read(self, press: Any, prompt: Prompt) -> Cache:
-        if self.quantizer is not None:
-            cache = self.quantizer.cache(prompt.recording.model_config)
-            if press_rows(press, prompt.model, prompt.ids, cache):
-                raise rdkv.ConfigError(f"{self.name}: the press {self.press} masks, and a quantised cache has no mask")
-            return cache
         # One prompt at a time: KVzip takes no batch.
         rows = [DynamicCache() for _ in prompt.ids]
         evicted = [press_rows(press, prompt.model, ids[None], row) for ids, row in zip(prompt.ids, rows, strict=True)]
         whole = DynamicCache()
-        for layer, parts in enumerate(zip(*(row.layers for row in rows), strict=True)):
-            whole.update(torch.cat([p.keys for p in parts]), torch.cat([p.values for p in parts]), layer)
+        for index, parts in enumerate(zip(*(row.layers for row in rows), strict=True)):
+            whole.update(torch.cat([p.keys for p in parts]), torch.cat([p.values for p in parts]), index)
         masks = [torch.cat(masks) for masks in zip(*(masks for masks in evicted if masks), strict=True)]
-        return masked_cache(whole, masks) if masks else whole
+        if self.quantizer is None:
+            return masked_cache(whole, masks) if masks else whole
+        if masks:
+            raise rdkv.ConfigError(f"{self.name}: the press {self.press} masks, and a quantised cache has no mask")
+        quantised = self.quantizer.cache(prompt.recording.model_config)
+        left: list[Any] = list(whole.layers)
+        for index, layer in enumerate(left):
+            self.quantizer.fill(quantised, index, layer.keys, layer.values)
+        return quantised
 
 
 def press_rows(press: Any, model: PreTrainedModel, ids: Tensor, cache: Cache) -> list[Tensor]:

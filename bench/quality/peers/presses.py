@@ -25,11 +25,12 @@ KEY_SHARE_PRUNED = 0.5  # of the key channels, beside eviction; ThinK's paper go
 class Fitting(Protocol):
     """How a press is made for a budget."""
 
-    def fit(self, shape: Shape, nbytes: int, pair_bytes: float) -> Any:
+    def fit(self, shape: Shape, nbytes: int, pair_bytes: float, multiple: int = 1) -> Any:
         """A press whose result needs at most ``nbytes``.
 
         Args:
             pair_bytes: what a key with its value takes.
+            multiple: of which the number of tokens is to be.
 
         Raises:
             rdkv.BudgetError: no such press.
@@ -43,9 +44,9 @@ class Evicting:
     make: Callable[..., Any]
     options: dict[str, Any] = field(default_factory=dict)
 
-    def fit(self, shape: Shape, nbytes: int, pair_bytes: float) -> Any:
+    def fit(self, shape: Shape, nbytes: int, pair_bytes: float, multiple: int = 1) -> Any:
         """See `Fitting`."""
-        kept = _tokens(shape, nbytes, pair_bytes)
+        kept = _tokens(shape, nbytes, pair_bytes, multiple)
         return self.make(_ratio(kept, shape.tokens), **self.options)
 
 
@@ -57,7 +58,7 @@ class Masking:
     options: dict[str, Any] = field(default_factory=dict)
     across_layers: bool = False
 
-    def fit(self, shape: Shape, nbytes: int, pair_bytes: float) -> Any:
+    def fit(self, shape: Shape, nbytes: int, pair_bytes: float, multiple: int = 1) -> Any:
         """See `Fitting`."""
         room = nbytes if nbytes >= shape.pairs * pair_bytes else nbytes - shape.ragged_bytes
         if self.across_layers:
@@ -83,7 +84,7 @@ class Channels:
     evict: Callable[..., Any] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
-    def fit(self, shape: Shape, nbytes: int, pair_bytes: float) -> Any:
+    def fit(self, shape: Shape, nbytes: int, pair_bytes: float, multiple: int = 1) -> Any:
         """See `Fitting`."""
         whole = nbytes >= shape.pairs * shape.pair_bytes
         room = nbytes - shape.channel_map_bytes
@@ -123,9 +124,10 @@ def find(name: str, options: dict[str, Any]) -> Fitting:
     return presses[name]()
 
 
-def _tokens(shape: Shape, nbytes: int, pair_bytes: float) -> int:
+def _tokens(shape: Shape, nbytes: int, pair_bytes: float, multiple: int = 1) -> int:
     """How many tokens of every head ``nbytes`` hold."""
     kept = min(shape.tokens, int(nbytes // (shape.all_heads * pair_bytes)))
+    kept -= kept % multiple
     if kept < 1:
         raise rdkv.BudgetError(f"no token of the prompt fits into {nbytes} bytes")
     return kept

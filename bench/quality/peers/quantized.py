@@ -7,14 +7,17 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import gcd
 from typing import Any, Literal
 
+from torch import Tensor
 from transformers.cache_utils import QuantizedCache
 
 import rdkv
 
 from ..method import Compressed, Prompt, full_nbytes
 from .held import allocated
+from .shape import Shape
 
 PACKAGES = {"quanto": "optimum-quanto", "hqq": "hqq"}
 # HQQ's own recommendation is groups of consecutive numbers, its axis 1; quanto calls the same axis 0.
@@ -64,9 +67,18 @@ class Quantizer:
         """Bytes of a key and its value over those at 16 bits."""
         return (self.bits + 2 * 16 / self.group) / 16
 
-    def padding(self, layers: int) -> int:
-        """Bytes that packing may add at most: a tensor's codes fill whole bytes along its groups."""
-        return 2 * layers * self.group
+    def multiple(self, shape: Shape) -> int:
+        """Tokens come in multiples of this: whole groups, and as many of them as fill bytes."""
+        whole = self.group * max(1, 8 // self.bits)
+        return whole // gcd(whole, shape.batch * shape.heads * shape.dim)
+
+    def fill(self, cache: QuantizedCache, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Quantise what can be packed of ``[B, H, T, D]``; the last tokens stay at 16 bits, as new ones would."""
+        batch, heads, tokens, dim = keys.shape
+        packed = tokens - tokens % self.multiple(Shape(1, batch, heads, tokens, dim))
+        for part in (slice(packed), slice(packed, tokens)):
+            if keys[:, :, part].numel():
+                cache.update(keys[:, :, part], values[:, :, part], layer)
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ class Quantized:
         if self.quantizer.pair_share > budget:  # before anything is packed: HQQ is slow
             raise rdkv.BudgetError(f"{self.name} takes {self.quantizer.pair_share:.2%}, the budget is {budget:.2%}")
         for seen in prompt.recording.observations:
-            cache.update(seen.keys, seen.values, seen.layer)
+            self.quantizer.fill(cache, seen.layer, seen.keys, seen.values)
         nbytes = allocated(cache)
         if nbytes > budget * full:
             raise rdkv.BudgetError(f"{self.name} takes {nbytes} bytes of {full}, the budget is {budget:.2%}")
