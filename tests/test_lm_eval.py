@@ -52,10 +52,15 @@ def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
 
 
 @torch.no_grad()
-def by_hand(model: Any, config: rdkv.CompressionConfig, context: list[int], continuation: list[int]) -> Any:
-    """One context in a cache of its own, then the continuation token by token."""
+def by_hand(
+    model: Any, config: rdkv.CompressionConfig, context: list[int], continuation: list[int], after: int = 0
+) -> Any:
+    """One context in a cache of its own, then its last tokens and the continuation token by token."""
     cache = rdkv.CompressedCache(model.config, config)
-    logits = model(torch.tensor([context]), past_key_values=cache).logits[0, -1]
+    end = len(context) - after
+    logits = model(torch.tensor([context[:end]]), past_key_values=cache).logits[0, -1]
+    for token in context[end:]:
+        logits = model(torch.tensor([[token]]), past_key_values=cache).logits[0, -1]
     total, greedy = 0.0, True
     for token in continuation:
         total += float(logits.log_softmax(-1)[token])
@@ -64,13 +69,14 @@ def by_hand(model: Any, config: rdkv.CompressionConfig, context: list[int], cont
     return total, greedy
 
 
-def test_log_likelihoods_are_those_of_each_context_alone(make: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("after", [0, 1, 7])
+def test_log_likelihoods_are_those_of_each_context_alone(after: int, make: Callable[..., Any]) -> None:
     for size in (1, 3):
-        held = make(budget=BUDGET, batch_size=size, calibration="none")
+        held = make(budget=BUDGET, batch_size=size, calibration="none", question_tokens=after)
         found = held.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
         for (context, end), (score, greedy) in zip(PAIRS, found, strict=True):
             tokens = held._encode_pair(context, end)
-            expected, is_greedy = by_hand(held.model, held.compression, *tokens)
+            expected, is_greedy = by_hand(held.model, held.compression, *tokens, after)
             assert score == pytest.approx(expected, abs=1e-3)
             assert greedy == is_greedy
 
@@ -99,14 +105,17 @@ def test_greedy_is_true_of_what_greedy_decoding_gives(make: Callable[..., Any]) 
     assert [greedy for _, greedy in found] == [True, False] * len(TEXTS)
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_answers_are_those_of_each_context_alone(size: int, make: Callable[..., Any]) -> None:
-    held = make(budget=BUDGET, batch_size=size)
+@pytest.mark.parametrize(("size", "after"), [(1, 0), (3, 0), (3, 5)])
+def test_answers_are_those_of_each_context_alone(size: int, after: int, make: Callable[..., Any]) -> None:
+    held = make(budget=BUDGET, batch_size=size, question_tokens=after)
     until = {"until": ["\n\n"], "max_gen_toks": 8}
     answers = held.generate_until(requests("generate_until", [(text, until) for text in TEXTS]), disable_tqdm=True)
     for text, answer in zip(TEXTS, answers, strict=True):
         ids = held.tokenizer(text, return_tensors="pt").input_ids
         cache = rdkv.CompressedCache(held.model.config, held.compression)
+        if after:
+            with torch.no_grad():
+                held.model(ids[:, :-after], past_key_values=cache)
         tokens = held.model.generate(ids, past_key_values=cache, max_new_tokens=8, do_sample=False, pad_token_id=0)
         assert answer == held.tok_decode(tokens[0, ids.shape[1] :]).split("\n\n")[0]
     info = held.get_model_info()
@@ -131,11 +140,20 @@ def test_settings_come_from_arguments_over_a_file(make: Callable[..., Any], tmp_
         ({"budget": 0.3, "scorer": "snapkw"}, "did you mean 'snapkv'"),
         ({"budget": 0.3, "budget_tokens": 40}, "both"),
         ({"budget": "a lot"}, "budget"),
+        ({"budget": 0.3, "question_tokens": -1}, "question_tokens"),
     ],
 )
 def test_wrong_settings_are_named(arguments: dict[str, Any], message: str, make: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match=message):
         make(**arguments)
+
+
+def test_choices_of_one_token_see_the_compression_only_after_the_question(make: Callable[..., Any]) -> None:
+    ask = requests("loglikelihood", [(text, end) for text in TEXTS for end in "!?"])
+    own = make("hf").loglikelihood(ask, disable_tqdm=True)
+    for after, differs in ((0, False), (1, True)):
+        found = make(budget=0.1, question_tokens=after).loglikelihood(ask, disable_tqdm=True)
+        assert (max(abs(a[0] - b[0]) for a, b in zip(found, own, strict=True)) > 1e-2) == differs
 
 
 def test_what_has_no_context_is_refused(make: Callable[..., Any]) -> None:

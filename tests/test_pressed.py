@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
 
 import rdkv
+from bench.quality.evaluate import Batch, Cell, Kinds
 from bench.quality.method import Full, Prompt
 from bench.quality.peers import METHODS
 from bench.quality.peers.masked import MaskedLayer
 from bench.quality.peers.pressed import Pressed
+from bench.quality.sample import PROTOCOLS, Protocol, Sample
 
 kvpress = pytest.importorskip("kvpress", reason="kvpress is not installed (make peers)")
 
@@ -195,3 +197,24 @@ def greedy(prompt: Prompt, cache: Any, ids: torch.Tensor) -> list[int]:
         ids = prompt.model(ids, past_key_values=cache, position_ids=positions).logits[:, -1:].argmax(-1)
         answer.append(int(ids))
     return answer
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", ["kvpress-snapkv", "kvpress-adakv-snapkv", "kvpress-kvzip"])
+def test_cells_of_a_sweep(name: str, protocol: Protocol, model: Any, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Scores, generated answers and both counts of bytes; the whole budget scores as the full cache does."""
+    samples = [
+        Sample("task", index, 0, tuple(row[:150]), tuple(row[150:]), (7, 8, 9), 4, judge=lambda text: 1.0)
+        for index, row in enumerate(ROWS)
+    ]
+    batch = Batch(model, tiny_tokenizer, samples, protocol, Kinds())
+    assert batch.prompt.ids.shape[1] == (TOKENS if protocol == "seen" else 150)
+    for budget in (0.3, 1.0):
+        for row in batch.records(Cell(PRESSED[name], budget)):
+            assert row["fits"]
+            assert row["bytes"] <= budget * row["full_bytes"]
+            assert row["score"] == 1.0
+            masks = name in MASKING and budget < 1
+            assert row.get("allocated_bytes", 0) > row["full_bytes"] if masks else "allocated_bytes" not in row
+            # The first token of an answer is the full cache's where the question was seen.
+            assert row["kl"] > 1e-3 if budget < 1 else row["kl"] < 1e-4

@@ -25,7 +25,8 @@ import rdkv
 from rdkv.runtime.loading import load_model
 
 from ..machine import describe
-from ..quality.prompts import Sample, longbench
+from ..quality.sample import Sample
+from ..quality.tasks.longbench import make_sample, read_rows
 
 TASKS = ("gov_report", "hotpotqa", "narrativeqa", "qmsum", "repobench-p")
 BLOCK = 16  # key columns come in multiples of this
@@ -93,7 +94,7 @@ def tally(model: PreTrainedModel, samples: list[Sample], budget: float) -> Tally
     result = Tally()
     for sample in samples:
         cache = rdkv.CompressedCache(model.config, rdkv.CompressionConfig(budget=budget, calibration="none"))
-        model(torch.tensor([sample.prompt], device=model.device), past_key_values=cache, logits_to_keep=1)
+        model(torch.tensor([sample.compressed("seen")], device=model.device), past_key_values=cache, logits_to_keep=1)
         for layer in range(model.config.num_hidden_layers):
             result.add(cache.plan(layer))
         result.held.append(cache.retention)
@@ -102,8 +103,9 @@ def tally(model: PreTrainedModel, samples: list[Sample], budget: float) -> Tally
 
 def prompts(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, task: str) -> list[Sample]:
     """The first samples of a task that are long enough, cut to the length."""
-    drawn = longbench(arguments.data, tokenizer, [task], 64, arguments.length, answer=1)
-    long = (sample for sample in drawn if len(sample.prompt) == arguments.length)
+    rows = enumerate(read_rows(task, str(arguments.data)))
+    drawn = (make_sample(task, row, tokenizer, arguments.length, index) for index, row in rows)
+    long = (sample for sample in drawn if len(sample.compressed("seen")) == arguments.length)
     return list(itertools.islice(long, arguments.samples))
 
 
@@ -143,7 +145,7 @@ def main() -> None:
         "kv_heads": config.num_key_value_heads,
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         "prompts": len(samples),
-        "tasks": [sample.task for sample in samples],
+        "tasks": [sample.task.removeprefix("longbench/") for sample in samples],
         "tokens": arguments.length,
         "dtype": loaded.dtype,
         **describe(),

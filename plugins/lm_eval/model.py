@@ -31,6 +31,9 @@ class RdkvLM(HFLM):  # type: ignore[misc]
     Args:
         pretrained: as for ``hf``, or what ``rdkv`` takes as ``--model`` (a GGUF file, ``smollm2-135m``); or a model.
         config: a TOML file with any flags of ``rdkv generate``; those given here win.
+        question_tokens: so many of the last tokens of every context come after its compression. With 0 the first
+            token of a continuation or an answer has the logits of the pass over the context, which no compression
+            changes; so choices of one token want 1 at least.
         more: the compression, by the names of ``rdkv generate``'s flags (``budget``, ``scorer``, ``preset``,
             ``scorer_options`` ...; attention's backend is ``attention_backend``), and what ``hf`` takes.
 
@@ -39,7 +42,10 @@ class RdkvLM(HFLM):  # type: ignore[misc]
         UnsupportedModelError: the model cannot use a compressed cache.
     """
 
-    def __init__(self, pretrained: Any, config: str | None = None, **more: Any) -> None:
+    def __init__(self, pretrained: Any, config: str | None = None, question_tokens: int = 0, **more: Any) -> None:
+        if question_tokens < 0:
+            raise ConfigError(f"question_tokens is {question_tokens}; it is a number of tokens, 0 or more")
+        self.question_tokens = question_tokens
         self.compression = _compression(more, config)
         super().__init__(resolve_source(pretrained) if isinstance(pretrained, str) else pretrained, **more)
         if self.backend != "causal":
@@ -68,10 +74,16 @@ class RdkvLM(HFLM):  # type: ignore[misc]
         self._held += cache.prompt_nbytes
         self._full += cache.prompt_full_nbytes
 
-    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **more: Any) -> Tensor:
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor, **more: Any
+    ) -> Tensor:
         """As of ``hf``: ``[B, T]`` padded on the left, with what follows."""
         cache = self._new_cache()
-        answer: Tensor = super()._model_generate(context, max_length, stop, past_key_values=cache, **more)
+        if after := min(self.question_tokens, int(attention_mask.sum(1).min()) - 1):
+            with torch.no_grad():
+                self._read(context[:, :-after], cache, attention_mask[:, :-after])
+        more |= {"attention_mask": attention_mask, "past_key_values": cache}
+        answer: Tensor = super()._model_generate(context, max_length, stop, **more)
         self._count(cache)
         return answer
 
@@ -98,29 +110,43 @@ class RdkvLM(HFLM):  # type: ignore[misc]
     @torch.no_grad()
     def _score(self, batch: Sequence[Context]) -> list[tuple[int, tuple[float, bool]]]:
         """Read a batch of contexts, then their first continuations, their second ones, and so on."""
-        rows = [list(context.tokens) for context in batch]
+        after = [min(self.question_tokens, len(context.tokens) - 1) for context in batch]
+        rows = [list(context.tokens[: len(context.tokens) - n]) for context, n in zip(batch, after, strict=True)]
         width = max(map(len, rows))
-        ids = self._tokens([[0] * (width - len(row)) + row for row in rows])  # [B, T]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()
+        mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()  # [B, T]
         cache = self._new_cache()
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        first = self._logits(ids, cache, mask, positions, logits_to_keep=1)  # [B, 1, V]
+        first = self._read(self._tokens([[0] * (width - len(row)) + row for row in rows]), cache, mask)  # [B, 1, V]
         self._count(cache)
         scored: list[tuple[int, tuple[float, bool]]] = []
         for turn in range(max(len(context.continuations) for context in batch)):
             asked = [context.continuations[turn] if turn < len(context.continuations) else None for context in batch]
-            longest = max(len(tokens[1]) for tokens in asked if tokens) - 1
-            logits = first
-            if longest:
-                # Padded on the right: later tokens change nothing for earlier ones.
-                more = [(tokens[1][:-1] if tokens else []) for tokens in asked]
-                ids = self._tokens([row + [0] * (longest - len(row)) for row in more])
-                after = torch.arange(longest, device=self.device) + lengths[:, None]
-                whole = torch.cat([mask, mask.new_ones(len(rows), longest)], 1)
-                logits = torch.cat([first, self._logits(ids, cache.fork(), whole, after)], 1)
-            scored += [(pair[0], self._answer(row, pair[1])) for row, pair in zip(logits, asked, strict=True) if pair]
+            logits = torch.cat([first, *self._continue(cache, mask, batch, after, asked)], 1)
+            for row, begin, pair in zip(logits, after, asked, strict=True):
+                if pair is not None:
+                    scored.append((pair[0], self._answer(row[begin:], pair[1])))
         return scored
+
+    def _continue(
+        self, cache: Any, mask: Tensor, batch: Sequence[Context], after: list[int], asked: Sequence[Any]
+    ) -> list[Tensor]:
+        """Logits ``[B, n, V]`` of what follows each compressed context, in a cache of its own; none for no tokens."""
+        rows = [
+            [*context.tokens[len(context.tokens) - n :], *pair[1][:-1]] if pair is not None else []
+            for context, n, pair in zip(batch, after, asked, strict=True)
+        ]
+        longest = max(map(len, rows))
+        if not longest:
+            return []
+        # Padded on the right: later tokens change nothing for earlier ones.
+        ids = self._tokens([row + [0] * (longest - len(row)) for row in rows])
+        positions = torch.arange(longest, device=self.device) + mask.sum(1, keepdim=True)
+        whole = torch.cat([mask, mask.new_ones(len(rows), longest)], 1)
+        return [self._logits(ids, cache.fork(), whole, positions)]
+
+    def _read(self, ids: Tensor, cache: Any, mask: Tensor) -> Tensor:
+        """Prefill with prompts padded on the left; logits ``[B, 1, V]``."""
+        return self._logits(ids, cache, mask, (mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1)
 
     def _answer(self, logits: Tensor, continuation: list[int]) -> tuple[float, bool]:
         """From logits ``[n or more, V]`` of a continuation of ``n`` tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
@@ -40,6 +41,7 @@ class Text:
     """The words of a text, which begins again where it ends."""
 
     def __init__(self, text: str) -> None:
+        self.text = text
         self.words = text.split()
         if not self.words:
             raise ConfigError("the haystack text is empty: give a text with sentences")
@@ -54,6 +56,15 @@ class Text:
         """The different words of four letters and more, in lower case and in alphabetical order."""
         words = {word.strip(".,;:!?()\"'").lower() for word in self.words}
         return sorted(word for word in words if len(word) >= 4 and word.isascii() and word.isalpha())
+
+    @cached_property
+    def _places(self) -> list[int]:
+        """Where each word begins in the text, and where the text ends."""
+        return [*(found.start() for found in re.finditer(r"\S+", self.text)), len(self.text)]
+
+    def passage(self, start: int, count: int) -> str:
+        """So many words from one on as they stand in the text, with the space between them; it must not end before."""
+        return self.text[self._places[start] : self._places[start + count]].rstrip()
 
     def take(self, start: int, count: int) -> list[str]:
         """So many words from one on."""

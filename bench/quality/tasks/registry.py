@@ -1,4 +1,4 @@
-"""Every task by its name: RULER's own names, and two of retrieval."""
+"""Every generated task by its name: RULER's own names, retrieval, labels, and passages of a text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from .documents import multi_document, single_document
 from .fit import fit
 from .frequencies import common_words, frequent_words
-from .metrics import Metric, string_match_all, string_match_part
+from .labels import labels
+from .metrics import Metric, line_match, string_match_all, string_match_part, words_recited
 from .needles import NEEDLES
+from .passages import continuation, recitation
 from .retrieval import key_value, passkey
 from .sample import Draft, Recipe, Request, Source, TaskSample
 from .variables import variable_tracking
@@ -23,10 +25,11 @@ class Task:
     """How a task's samples are made and judged, and how many tokens its source lets an answer have."""
 
     make: Callable[[Request], Recipe]
-    metric: Metric
+    metric: Metric | None
     answer_tokens: int
 
 
+RULER = (*NEEDLES, "vt", "cwe", "fwe", "qa_1", "qa_2")
 TASKS: dict[str, Task] = {
     **{name: Task(make, string_match_all, 128) for name, make in NEEDLES.items()},
     "vt": Task(variable_tracking, string_match_all, 30),
@@ -36,6 +39,9 @@ TASKS: dict[str, Task] = {
     "qa_2": Task(multi_document, string_match_part, 32),
     "passkey_retrieval": Task(passkey, string_match_all, 6),
     "kv_retrieval": Task(key_value, string_match_all, 50),
+    "labels": Task(labels, line_match, 8),
+    "recitation": Task(recitation, words_recited, 128),
+    "text": Task(continuation, None, 0),
 }
 
 

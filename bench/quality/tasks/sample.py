@@ -10,7 +10,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from .haystack import Text
-from .metrics import Metric, string_match_part
+from .metrics import Metric, decided, string_match_part
 from .questions import Question
 
 
@@ -75,11 +75,14 @@ class Request:
 
 @dataclass(frozen=True)
 class TaskSample(Draft):
-    """A sample of a task. A measurement compresses ``context`` alone, or all of ``prompt`` and so the question too."""
+    """A sample of a task. A measurement compresses ``context`` alone, or all of ``prompt`` and so the question too.
+
+    Without a ``metric`` only teacher forcing makes sense.
+    """
 
     task: str
     index: int
-    metric: Metric
+    metric: Metric | None
     answer_tokens: int
 
     @property
@@ -94,4 +97,9 @@ class TaskSample(Draft):
 
     def score(self, answer: str) -> float:
         """The task's metric, 0 to 1, of a generated answer."""
+        assert self.metric is not None, f"task {self.task} has no metric"
         return self.metric(answer, self.references)
+
+    def finished(self, answer: str) -> bool:
+        """Whether ``answer`` decides the metric, whatever follows it."""
+        return self.metric is not None and decided(self.metric, answer, self.references)
