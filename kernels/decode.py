@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 from torch import Tensor
@@ -11,6 +9,7 @@ from torch import Tensor
 from . import naive
 from .decode_kernels import attend_kernel, merge_kernel
 from .decode_plan import DecodePlan, Tile, choose_tile, make_plan
+from .device import launches_early
 from .packed import Packed
 from .tail import Tail as Tail
 
@@ -89,7 +88,7 @@ def _launch(
     part_lses = torch.empty(items, group * length, dtype=torch.float32, device=query.device)
     keys, values = (packed.pinned_keys, packed.pinned_values) if tail is None else (tail.keys, tail.values)
     strides = (0, 0, 0) if tail is None else keys.stride()[:3]
-    early = _launches_early(query.device)
+    early = launches_early(query.device)
     options = {"launch_pdl": True} if early else {}
     if items:
         attend_kernel[(items * -(-group * length // QUERIES),)](
@@ -109,9 +108,3 @@ def _launch(
         parts, part_lses, plan.first_item, out, lse, *out.stride()[:3], *lse.stride()[:3],
         H=packed.heads, G=group, Q=length, D=dim, DP=padded, BI=together, PDL=early, num_warps=4, **options,
     )  # fmt: skip
-
-
-@cache
-def _launches_early(device: torch.device) -> bool:
-    """Whether a launch may start before the one ahead of it has ended (programmatic dependent launch)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9

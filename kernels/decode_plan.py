@@ -7,11 +7,11 @@ runs the same items, of which those beyond the tail's end have nothing to do.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from .device import processors
 from .packed import CODED4, CODED8, CODED16, COLUMNS, NIBBLES, PINNED, TOKENS, Packed
 
 PACKED_ZONE, PINNED_ZONE, TAIL_ZONE = range(3)
@@ -193,9 +193,3 @@ def _split(size: Tensor, parts: Tensor, zone: int) -> Tensor:
     part = torch.arange(row.shape[0]) - (parts.cumsum(0) - parts)[row]
     size, parts = size[row], parts[row]
     return torch.stack([row, torch.full_like(row, zone), part * size // parts, (part + 1) * size // parts], 1)
-
-
-@cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device; a handful where there is no GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

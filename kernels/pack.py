@@ -27,7 +27,7 @@ from .packed import (
     blocks,
     layout,
 )
-from .readback import Readback
+from .transfer import Readback, send
 
 SPAN = 1024  # tokens of one program that lists them
 CHUNK = 128  # slots of one program that measures
@@ -170,7 +170,7 @@ def _allocate(given: _Input, tables: _Tables, report: list[list[int]]) -> Packed
         pinned_keys=new(pinned, dim, dtype=keys.dtype),
         pinned_values=new(pinned, dim, dtype=keys.dtype),
         counts=tables.report[:, : VALUE_EXPONENT + 1].contiguous(),
-        starts=torch.tensor(starts).to(keys.device, non_blocking=True),
+        starts=send(torch.tensor(starts), keys.device),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.readback import Readback
+from ..kernels.transfer import Readback
 
 
 @dataclass(frozen=True)

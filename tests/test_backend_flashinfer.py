@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -74,13 +75,14 @@ def merge_state(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Ten
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[Wrapper]:
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Wrapper]]:
     module = type("flashinfer", (), {"BatchDecodeWithPagedKVCacheWrapper": Wrapper, "merge_state": merge_state})
     monkeypatch.setattr(backend_flashinfer, "import_module", lambda _: module)
     monkeypatch.setattr(backend_flashinfer, "WORKSPACE", 16)
     monkeypatch.setattr(Wrapper, "plans", 0)
     backend_flashinfer.workspace.cache_clear()
-    return Wrapper
+    yield Wrapper
+    backend_flashinfer.workspace.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

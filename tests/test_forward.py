@@ -39,7 +39,8 @@ def both(make: Callable[[], Any], budget: float, monkeypatch: pytest.MonkeyPatch
             made = engine(make(), budget, **settings)
         assert isinstance(made.forward, FusedForward if known else PlainForward)
         document = made.compress(PROMPTS[0])
-        found.append(made.generate(PROMPTS, way) + made.generate([[9, 10], []], way, after=document))
+        batches = made.generate(PROMPTS, way) + made.generate([[9, 10], []], way, after=document)
+        found.append(batches + made.generate(PROMPTS[:1], way))
     return found
 
 

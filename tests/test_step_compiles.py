@@ -15,9 +15,9 @@ from rdkv.kernels.step_kernels import add_norm_kernel, append_kernel, gated_kern
 model, tail, dim, rotary, norms = json.loads(sys.argv[1])
 names = ("qkv", "cos", "sin", "query_weight", "key_weight", "query", "residual", "delta", "weight", "out", "gate_up")
 types = dict.fromkeys(names, f"*{model}") | dict(keys=f"*{tail}", values=f"*{tail}", lengths="*i32", eps="fp32")
-build(add_norm_kernel, types, N=4096, BN=4096, ADD=norms)
-build(append_kernel, types, 1, HQ=32, H=8, D=dim, DP=1 << (dim - 1).bit_length(), R=rotary, NORM=norms)
-build(gated_kernel, types, BN=1024)
+build(add_norm_kernel, types, N=4096, BN=4096, ADD=norms, PDL=norms)
+build(append_kernel, types, 1, HQ=32, H=8, D=dim, DP=1 << (dim - 1).bit_length(), R=rotary, NORM=norms, PDL=norms)
+build(gated_kernel, types, BN=1024, PDL=norms)
 """
 
 

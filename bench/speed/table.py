@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .tables import Record, attention, bits, compress, engine
+from .tables import Record, attention, bits, compress, engine, gemv
 
 MARKER = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
-TABLES = {"attention": attention, "compress": compress, "engine": engine, "bits": bits}
+TABLES = {"attention": attention, "compress": compress, "engine": engine, "gemv": gemv, "bits": bits}
 NOTHING = "Not yet measured.\n"
 
 

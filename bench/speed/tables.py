@@ -111,6 +111,20 @@ def engine(records: list[Record]) -> str:
     return machine(records) + grid(head, map(row, ordered)) + why
 
 
+def gemv(records: list[Record]) -> str:
+    """Products of a decode step of one sequence, fused and apart."""
+    latest = {(r["device"], r["name"], r["rows"], r["columns"]): r for r in records}
+    head = ["product", "weights", "with", "µs", "floor µs", "of copy rate", "apart µs", "linear alone µs"]
+
+    def row(record: Record) -> list[str]:
+        cells = [record["name"], f"{record['rows']:,} x {record['columns']:,}", record["fused_with"]]
+        cells += [f"{record['fused_us']:.1f}", f"{record['floor_us']:.1f}"]
+        cells += [f"{100 * record['floor_us'] / record['fused_us']:.0f}%"]
+        return [*cells, f"{record['apart_us']:.1f}", f"{record['linear_us']:.1f}"]
+
+    return machine(records) + grid(head, map(row, latest.values()))
+
+
 def bits(records: list[Record]) -> str:
     """Widths that real prompts got."""
     record = records[-1]

@@ -94,7 +94,9 @@ def known_decoder(model: Any) -> Decoder | None:
         return None
     if _children(backbone) != {"embed_tokens", "layers", "norm", "rotary_emb"} or not _on_one_device(model):
         return None
-    if not _is_norm(backbone.norm) or not all(_is_known(layer) for layer in backbone.layers):
+    if type(model.lm_head) is not nn.Linear or not _is_norm(backbone.norm):
+        return None
+    if not all(_is_known(layer) for layer in backbone.layers):
         return None
     layers = [_layer(layer) for layer in backbone.layers]
     static = backbone.rotary_emb.rope_type in _STATIC_ROPE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from .results import Metric, Point, Results, full
+from .tables import PROTOCOL_NAMES
 
 # Okabe and Ito's colours, which the colour-blind tell apart, and two more; methods beyond them differ by line and mark.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d4e9c", "#7a7a7a")
@@ -42,8 +44,8 @@ def pareto(results: Results, protocol: str) -> str:
             for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
                 if name not in names:
                     handles, names = [*handles, handle], [*names, name]
-        figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
-        return svg(figure, "Quality against bytes: " + ", ".join(metric.name for metric in metrics))
+        figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), frameon=False)
+        return svg(figure, f"Quality against bytes, {PROTOCOL_NAMES[protocol]}")
 
 
 def _measured(results: Results, protocol: str, metric: Metric) -> bool:
@@ -73,7 +75,7 @@ def _axes(panel: Any, results: Results, metric: Metric) -> None:
     panel.set_xlabel("bytes held, of the full cache's")
     panel.set_title(metric.name + (" (more is better)" if metric.higher else ", nats (less is better)"))
     if metric.higher:
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(bottom=0, top=panel.get_ylim()[1] * 1.02)
     else:
         values = [one for line in panel.get_lines() for one in line.get_ydata() if one > 0]
         if values and max(values) / min(values) > 8:
@@ -84,33 +86,35 @@ def _axes(panel: Any, results: Results, metric: Metric) -> None:
 
 def histogram(results: Results, protocol: str, field: str) -> str | None:
     """Share of tokens (``value_bits``) or channels (``key_bits``) at each width, a bar a method and budget."""
-    bars: list[tuple[str, dict[str, float]]] = []
+    bars: list[tuple[float, str, dict[str, float]]] = []
     for method in results.methods:
+        below = bars[-1][0] + 1.5 if bars else 0.0  # a gap between methods
         for budget in results.budgets:
             shares = results.mean_map(Point(protocol, method, budget), field)
             if shares is not None:
-                bars.append((f"{method}  {100 * budget:g}%", shares))
+                bars.append((below, f"{method}  {100 * budget:g}%", shares))
+                below += 1
     if not bars:
         return None
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 0.9 + 0.24 * len(bars)), layout="constrained")
+        figure = Figure(figsize=(8.6, 1.0 + 0.24 * bars[-1][0]), layout="constrained")
         panel = figure.subplots()
         panel.grid(visible=False)
-        places = range(len(bars))
+        places = [place for place, _, _ in bars]
         left = [0.0] * len(bars)
         for width, colour in WIDTHS.items():
-            shares = [100 * bar.get(width, 0.0) for _, bar in bars]
+            shares = [100 * bar.get(width, 0.0) for _, _, bar in bars]
             if any(shares):
                 name = {"0": "0 bits", "pinned": "pinned, 16"}.get(width, width)
                 panel.barh(places, shares, left=left, color=colour, height=0.78, label=name)
                 left = [a + b for a, b in zip(left, shares, strict=True)]
-        panel.set_yticks(places, [name for name, _ in bars])
+        panel.set_yticks(places, [name for _, name, _ in bars])
         panel.invert_yaxis()
         panel.set_xlim(0, 100)
         what = "tokens, by bits of their values" if field == "value_bits" else "key channels, by bits"
         panel.set_xlabel(f"% of {what}")
         panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False)
-        return svg(figure, f"Histogram of {what}")
+        return svg(figure, f"Histogram of {what}, {PROTOCOL_NAMES[protocol]}")
 
 
 def heat_maps(results: Results, protocol: str, method: str, budget: float) -> str | None:
@@ -124,9 +128,11 @@ def heat_maps(results: Results, protocol: str, method: str, budget: float) -> st
         figure = Figure(figsize=(wide + 5.4, max(2.6, min(5.2, 0.11 * len(heads) + 1.3))), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[wide - 0.9, 5.0])
         _map(figure, left, heads, "KV head", [str(head) for head in range(len(heads[0]))])
+        left.set_title("by head")
         _map(figure, right, positions, "position in the prompt", None)
+        right.set_title("by position")
         left.set_ylabel("layer")
-        return svg(figure, f"Bits of {method} at {100 * budget:g}%")
+        return svg(figure, f"Bits of {method} at {100 * budget:g}%, {PROTOCOL_NAMES[protocol]}")
 
 
 def _map(figure: Any, panel: Any, table: Sequence[Sequence[float]], name: str, ticks: list[str] | None) -> None:
@@ -140,8 +146,9 @@ def _map(figure: Any, panel: Any, table: Sequence[Sequence[float]], name: str, t
     elif len(ticks) <= 16:
         panel.set_xticks(range(len(ticks)), ticks)
     extend = "max" if max(flat) > top else "neither"
-    figure.colorbar(image, ax=panel, extend=extend, pad=0.02).outline.set_visible(False)
-    panel.set_title("mean bits of a token's value")
+    bar = figure.colorbar(image, ax=panel, extend=extend, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.set_title("bits", fontsize=9, fontweight="normal", loc="left")
 
 
 def svg(figure: Figure, title: str) -> str:
@@ -151,11 +158,5 @@ def svg(figure: Figure, title: str) -> str:
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'preserveAspectRatio="xMinYMin meet"', text, count=1)
-    mark = f"c{_fingerprint(text)}"
+    mark = f"c{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{mark}-", text)
-
-
-def _fingerprint(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -68,7 +68,8 @@ def _table(table: Table) -> str:
         if budget is not None and row[budget] != before and number:
             classes.append("first")
         before = None if budget is None else row[budget]
-        cells = "".join(_cell(text, (number, column) in table.best) for column, text in enumerate(row))
+        kinds = {**dict.fromkeys(table.best, "best"), **dict.fromkeys(table.worse, "worse")}
+        cells = "".join(_cell(text, kinds.get((number, column), "")) for column, text in enumerate(row))
         lines.append(f'<tr class="{" ".join(classes)}">{cells}</tr>')
     note = f'<p class="soft">{escape(table.note)}</p>' if table.note else ""
     return (
@@ -76,9 +77,9 @@ def _table(table: Table) -> str:
     )
 
 
-def _cell(text: str, best: bool) -> str:
+def _cell(text: str, kind: str) -> str:
     inner = INTERVAL.sub(r'<span class="interval">\1</span>', escape(text))
-    return f"<td{' class=best' if best else ''}>{inner}</td>"
+    return f'<td class="{kind}">{inner}</td>' if kind else f"<td>{inner}</td>"
 
 
 def _tasks(results: Results) -> str:

@@ -21,6 +21,10 @@ def markdown(table: Table) -> str:
     """One table."""
     lines = ["| " + " | ".join(table.head) + " |", "|" + "---|" * len(table.head)]
     for number, row in enumerate(table.rows):
-        cells = [f"**{cell}**" if cell and (number, i) in table.best else cell for i, cell in enumerate(row)]
+        cells = [_marked(cell, (number, i) in table.best, (number, i) in table.worse) for i, cell in enumerate(row)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, *(["", table.note] if table.note else [])])
+
+
+def _marked(cell: str, best: bool, worse: bool) -> str:
+    return f"**{cell}{' †' if worse else ''}**" if cell and (best or worse) else cell

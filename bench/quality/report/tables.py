@@ -10,16 +10,23 @@ from .stats import Estimate
 
 PROTOCOL_NAMES = {"seen": "question seen by the compression", "after": "question asked after compression"}
 
+FEWEST = 6  # pairs for a difference to be called one: fewer have no bootstrap to speak of
+PAIRED = (
+    "Differences on the same prompts. A bold one is better (in red, or with †, worse) by an interval that leaves out "
+    f"zero, over at least {FEWEST} pairs."
+)
+
 
 @dataclass
 class Table:
-    """Rows of cells under a head; ``strong`` are rows that stand out, ``best`` cells (row, column) that do."""
+    """Rows of cells under a head; ``strong`` are rows that stand out, ``best`` and ``worse`` cells (row, column)."""
 
     title: str
     head: list[str]
     rows: list[list[str]] = field(default_factory=list)
     strong: set[int] = field(default_factory=set)
     best: set[tuple[int, int]] = field(default_factory=set)
+    worse: set[tuple[int, int]] = field(default_factory=set)
     note: str = ""
 
 
@@ -48,11 +55,13 @@ def summary(results: Results, protocol: str, task: str | None = None) -> Table:
 
 
 def best_rows(values: list[float | None], higher: bool) -> list[int]:
-    """Which values are best, if there are at least two to choose from."""
+    """Which values are best, if there is something to choose between."""
     known = [value for value in values if value is not None]
     if len(known) < 2:
         return []
     best = max(known) if higher else min(known)
+    if all(value == best for value in known):
+        return []
     return [row for row, value in enumerate(values) if value == best]
 
 
@@ -80,7 +89,7 @@ def paired(results: Results, protocol: str) -> Table:
     table = Table(
         f"difference from {reference}, {PROTOCOL_NAMES[protocol]}",
         ["method", "budget", *(f"Δ {m.name}" for m in metrics), "pairs"],
-        note="Differences on the same prompts; a bold one is better or worse with an interval that leaves out zero.",
+        note=PAIRED,
     )
     for budget in results.budgets:
         for method in results.methods[1:]:
@@ -88,8 +97,10 @@ def paired(results: Results, protocol: str) -> Table:
             found = [results.difference(point, base, m.field) for m in metrics]
             if not any(found):
                 continue
-            clear = {2 + i for i, one in enumerate(found) if one is not None and one.beyond_zero}
-            table.best |= {(len(table.rows), column) for column in clear}
+            for column, (one, metric) in enumerate(zip(found, metrics, strict=True), 2):
+                if one is not None and one.n >= FEWEST and one.beyond_zero:
+                    place = table.best if (one.mean > 0) == metric.higher else table.worse
+                    place.add((len(table.rows), column))
             cells = [written(one, m.digits, sign=True) for one, m in zip(found, metrics, strict=True)]
             pairs = max(one.n for one in found if one is not None)
             table.rows.append([method, f"{100 * budget:g}%", *cells, str(pairs)])

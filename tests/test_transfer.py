@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rdkv.kernels.readback import Readback
+from rdkv.kernels.transfer import Readback, send
 
 
 def test_numbers_of_the_host_are_there() -> None:
@@ -72,3 +72,18 @@ def test_what_the_gpu_gets_later_is_not_waited_for() -> None:
         torch.cuda.set_sync_debug_mode("default")
     assert readback.read() == [1, 2, 3, 4]
     assert not after.query()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_sending_waits_for_nothing() -> None:
+    send(torch.arange(4), torch.device("cuda"))
+    torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+    before = torch.cuda.Event()
+    before.record()
+    sent = send(torch.arange(4), torch.device("cuda"))
+    assert not before.query()
+    assert sent.tolist() == [0, 1, 2, 3]
+
+
+def test_what_is_sent_arrives() -> None:
+    assert send(torch.arange(4), torch.device("cpu")).tolist() == [0, 1, 2, 3]
