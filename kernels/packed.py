@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -144,6 +145,32 @@ def layout(counts: HostCounts, dim: int) -> tuple[list[list[int]], list[int]]:
         starts.append(at)
         at = [a + size for a, size in zip(at, row_sizes(row, dim), strict=True)]
     return starts, at
+
+
+def unquantised(keys: Tensor, values: Tensor) -> Packed:
+    """Keys and values ``[B, H, T, D]`` as pinned tokens alone, in their type."""
+    batch, heads, tokens, dim = keys.shape
+    rows, new = batch * heads, partial(torch.empty, device=keys.device)
+    counts = torch.zeros(rows, VALUE_EXPONENT + 1, dtype=torch.int32, device=keys.device)
+    counts[:, PINNED] = tokens
+    starts = torch.zeros(rows, PINNED_START + 1, dtype=torch.int64, device=keys.device)
+    starts[:, PINNED_START] = tokens * torch.arange(rows, device=keys.device)
+    return Packed(
+        batch=batch,
+        heads=heads,
+        dim=dim,
+        host_counts=((*(0,) * PINNED, tokens, *(0,) * (NIBBLES - PINNED)),) * rows,
+        raw=(tokens,) * rows,
+        key_codes=new(0, dtype=torch.int16),
+        key_columns=new(0, dtype=torch.int16),
+        key_affine=torch.zeros(rows, dim, 2, dtype=torch.float16, device=keys.device),
+        value_codes=new(0, dtype=torch.int16),
+        value_affine=new(0, 2, dtype=torch.float16),
+        pinned_keys=keys.reshape(-1, dim),
+        pinned_values=values.reshape(-1, dim),
+        counts=counts,
+        starts=starts,
+    )
 
 
 def join(parts: Sequence[Packed], order: Sequence[int]) -> Packed:

@@ -29,6 +29,26 @@ class Tail:
     length: int | None = None
 
 
+@dataclass(frozen=True)
+class PagedTail:
+    """The 16-bit tokens after prompts of a `kernels.arena.Arena`, scattered over a pool.
+
+    Attributes:
+        keys, values: ``[N, H, D]`` float16 or bfloat16, the last dimension contiguous.
+        pages: int32, which of the ``N`` every token is.
+        starts: ``[B]`` int64, where in ``pages`` each sequence's tail starts.
+        lengths: ``[B]`` int32, tokens of each sequence.
+        places: ``[B]``, where in the arena each sequence's prompt is.
+    """
+
+    keys: Tensor
+    values: Tensor
+    pages: Tensor
+    starts: Tensor
+    lengths: Tensor
+    places: Tensor
+
+
 def attention(query: Tensor, tail: Tail, scale: float) -> tuple[Tensor, Tensor]:
     """`naive.attention` of ``query`` ``[B, H_q, Q, D]`` over a tail, all of which every query sees."""
     if tail.length is not None:

@@ -18,6 +18,7 @@ from .quiet import log_to_stderr, silence_libraries
 COMMANDS = {
     "generate": ("cli_generate", "Answer a prompt with a compressed cache."),
     "compress": ("cli_compress", "Read a prompt once and save its compressed cache for later questions."),
+    "serve": ("cli_serve", "Serve a model with SGLang, its prompts compressed."),
     "inspect": ("cli_inspect", "Show what a prompt's cache is compressed to, layer by layer."),
     "plugins": ("cli_plugins", "List scorers, allocators, cache formats and presets."),
     "calibrate": ("cli_calibrate", "Measure what a cache format loses on a model."),

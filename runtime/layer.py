@@ -222,6 +222,8 @@ class CompressedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """-1: the tail grows without bound."""
         return -1
 
+    get_max_cache_shape = get_max_length  # its name in older transformers, which SGLang has
+
     def reset(self) -> None:
         """Forget everything; the next forward pass is a prompt."""
         self.keys = self.values = self.tail = None

@@ -1,4 +1,4 @@
-"""The benchmark of a step's products, on tiny ones and without a GPU: what it times agrees with float64, and its table."""
+"""The benchmark of a step's products, on tiny ones without a GPU: what it times agrees with float64, and its table."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python -m bench.speed.gemv --out results.jsonl
 
 Shapes of Llama-3.1-8B by default, random weights, bfloat16, copies of the weights enough that the L2 cache never has
-the next. ``linear`` is the product alone by PyTorch, ``apart`` with the norm, sum or activation as launches of their own.
+the next. ``linear`` is the product alone by PyTorch, ``apart`` with norm, sum or activation as launches of their own.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import naive
+from ...kernels.packed import Packed, unquantised
 from ...runtime.interfaces import PackedSegment
 from ...runtime.plan import BitPlan
 
@@ -19,6 +20,11 @@ class WholeSegment(PackedSegment):
 
     keys: Tensor
     values: Tensor
+
+    @property
+    def packed(self) -> Packed:
+        """The same as a segment of ``mixed-bit`` has."""
+        return unquantised(self.keys, self.values)
 
     def attend(self, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         return naive.attention(query, self.keys, self.values, scale)
@@ -44,6 +50,12 @@ class EmptySegment(PackedSegment):
     tokens: int
     dim: int
     device: torch.device
+
+    @property
+    def packed(self) -> Packed:
+        """The same as a segment of ``mixed-bit`` has."""
+        nothing = torch.zeros(self.batch, self.heads, 0, self.dim, dtype=torch.float16, device=self.device)
+        return unquantised(nothing, nothing)
 
     def attend(self, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         keys, values, _ = self.unpack()

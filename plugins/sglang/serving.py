@@ -1,0 +1,205 @@
+"""A scheduler's process that serves compressed prompts: its hooks, and what they share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...kernels.arena import Arena, ArenaShape
+from ...runtime.pipeline import Pipeline
+from ...runtime.support import text_config
+from .admission import coming
+from .compressor import Compressor
+from .hooks import hook
+from .ledger import Ledger
+from .metrics import Metrics
+from .options import DEFAULT_WINDOW, parse
+from .refusals import NAME, check_model
+from .sizes import arena_shape, rank_config, region_bytes
+from .windows import Chunk, QueryWindows
+
+logger = logging.getLogger("sglang.rdkv")
+
+POOLS = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes"
+ADMISSION = "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req"
+FORWARD = "sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation"
+RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
+RELEASE = "sglang.srt.mem_cache.memory_pool.ReqToTokenPool.free"
+TRITON = "sglang.srt.utils.common.support_triton"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A prompt that is packed, and whose slots in SGLang's pool are still to be given back.
+
+    Attributes:
+        place: the request's row in SGLang's tables when it was packed.
+        tokens: of the prompt.
+    """
+
+    request: Any
+    place: int
+    tokens: int
+
+
+class Serving:
+    """One for a scheduler's process.
+
+    Attributes:
+        ledger: of the arena's bytes; empty until SGLang has sized its pools.
+        windows: queries of prompts that are being read.
+        put_off: how often a request had to wait for room in the arena.
+    """
+
+    def __init__(self, server_args: Any) -> None:
+        config = parse(getattr(server_args, "_rdkv_config", None))
+        self.options, self.compression = config.options, config.compression
+        self.server_args = server_args
+        self.ledger = Ledger(0)
+        self.windows = QueryWindows(DEFAULT_WINDOW)
+        self.metrics = Metrics(server_args)
+        self.shape: ArenaShape | None = None
+        self.compressor: Compressor | None = None
+        self.put_off = 0
+        self._packed: list[Packed] = []
+
+    def install(self) -> None:
+        """Put every hook in place, and the backend under its name."""
+        from sglang.srt.layers.attention.attention_registry import register_attention_backend
+
+        register_attention_backend(NAME)(self.backend)
+        targets: dict[str, tuple[Callable[..., Any], str]] = {
+            POOLS: (self.share_memory, "AFTER"),
+            ADMISSION: (self.admit, "AROUND"),
+            FORWARD: (self.forward, "AROUND"),
+            f"{RESULTS}.process_batch_result_prefill": (self.give_back, "AFTER"),
+            RELEASE: (self.release, "BEFORE"),
+            STATE: (self.describe, "AFTER"),
+            TRITON: (_support_triton, "AFTER"),
+        }
+        hook(targets)
+
+    def share_memory(self, available: int, configurator: Any, *more: Any, **named: Any) -> int:
+        """Of the bytes for keys and values, those of SGLang's pool; the others are the arena's."""
+        hf_config = configurator.model_config.hf_config
+        check_model(hf_config)
+        shape = arena_shape(available, configurator, self.compression, self.options)
+        self.compression = rank_config(self.compression, shape.heads, text_config(hf_config).num_key_value_heads)
+        self.shape = shape
+        self.ledger = Ledger(self.shape.nbytes)
+        taken = self.shape.layers * (self.shape.nbytes + self.shape.places * self.shape.table_bytes)
+        return available - taken
+
+    def backend(self, runner: Any) -> Any:
+        """SGLang's attention backend, made once its pools are."""
+        from .backend import make_backend
+
+        assert self.shape is not None
+        device = runner.token_to_kv_pool.get_key_buffer(0).device
+        pipeline = Pipeline(runner.model_config.hf_config, self.compression)
+        arena = Arena(self.shape, device)
+        self.windows.width = getattr(pipeline.scorer.options, "window", DEFAULT_WINDOW)
+        self.compressor = Compressor(pipeline, arena, runner.token_to_kv_pool, runner.req_to_token_pool)
+        self.compressor.check_format(self.windows.width)
+        self._announce(runner)
+        return make_backend(runner, self, arena)
+
+    def _announce(self, runner: Any) -> None:
+        assert self.shape is not None
+        longest = runner.model_config.context_len
+        each = self.region_bytes(longest)
+        logger.info(
+            "rdkv: arena of %.2f GB for %d tokens of prompts (%d prompts of %d tokens at once), "
+            "beside %d tokens at 16 bits in SGLang's pool",
+            self.shape.layers * self.shape.nbytes / 1e9,
+            self.shape.nbytes * longest // each,
+            self.shape.nbytes // each,
+            longest,
+            runner.max_total_num_tokens,
+        )
+
+    def region_bytes(self, tokens: int) -> int:
+        """Bytes that a prompt of ``tokens`` tokens takes of every layer, known before it is read."""
+        assert self.shape is not None
+        return region_bytes(self.shape, self.compression, tokens)
+
+    def admit(self, original: Callable[..., Any], adder: Any, request: Any, *more: Any, **named: Any) -> Any:
+        """Let a request wait until there is room in the arena; a prompt that it never holds stays in the pool."""
+        from sglang.srt.managers.schedule_policy import AddReqResult
+
+        tokens = len(request.full_untruncated_fill_ids)
+        size = self.region_bytes(tokens)
+        wanted = tokens >= self.options.min_tokens and size <= self.ledger.capacity
+        if wanted and not self.ledger.reserve(request.rid, size):
+            self.put_off += 1
+            return AddReqResult.NO_TOKEN
+        if adder.req_states is None:
+            adder.req_states = coming(adder, self.ledger)
+        result = original(adder, request, *more, **named)
+        if wanted and not any(other is request for other in adder.can_run_list):
+            self.ledger.release(request.rid)
+        self.metrics.arena(self.ledger)
+        return result
+
+    def forward(self, original: Callable[..., Any], worker: Any, batch: Any, *more: Any, **named: Any) -> Any:
+        """Run a batch; pack the prompts that it ends, on the same stream."""
+        reading = batch is not None and batch.forward_mode.is_extend()
+        requests = batch.reqs if reading else []
+        self.windows.chunks = [
+            Chunk(r.rid, r.extend_range.start, r.extend_range.end, len(r.full_untruncated_fill_ids)) for r in requests
+        ]
+        result = original(worker, batch, *more, **named)
+        for request, chunk in zip(requests, self.windows.chunks, strict=True):
+            if chunk.end == chunk.total:
+                self._pack(request, chunk.total)
+        self.windows.chunks = ()
+        return result
+
+    def _pack(self, request: Any, tokens: int) -> None:
+        assert self.compressor is not None
+        region = self.ledger.region(request.rid)
+        if region is None:
+            self.compressor.skip(request.req_pool_idx)
+        else:
+            done = self.compressor.compress(request.req_pool_idx, tokens, region, self.windows, request.rid)
+            self._packed.append(Packed(request, request.req_pool_idx, tokens))
+            self.metrics.compressed(request.rid, tokens, done)
+        self.windows.drop(request.rid)
+
+    def give_back(self, result: Any, processor: Any, *more: Any, **named: Any) -> None:
+        """Give the slots of packed prompts back to SGLang's pool, once it has taken note of the batch."""
+        packed, self._packed = self._packed, []
+        for prompt in packed:
+            request = prompt.request
+            if request.req_pool_idx != prompt.place:
+                continue  # it has ended, or was retracted: all its slots are free already
+            row = processor.req_to_token_pool.req_to_token[prompt.place]
+            processor.token_to_kv_pool_allocator.free(row[: prompt.tokens].clone())
+            row[: prompt.tokens] = 0  # the pool's padding, which nobody owns
+            request.cache_protected_len = prompt.tokens  # SGLang frees what comes after it
+
+    def release(self, pool: Any, request: Any, *more: Any, **named: Any) -> None:
+        """A request leaves its place: finished, aborted or retracted."""
+        self.ledger.release(request.rid)
+        self.windows.drop(request.rid)
+        self.metrics.arena(self.ledger)
+
+    def describe(self, result: Any, scheduler: Any, *more: Any, **named: Any) -> None:
+        """Tell of the arena in SGLang's server information."""
+        result.internal_state[NAME] = {
+            "arena_bytes": self.ledger.capacity,  # of every layer
+            "arena_used_bytes": self.ledger.used,
+            "compressed_sequences": len(self.ledger),
+            "prompts_being_read": len(self.windows),
+            "admissions_put_off": self.put_off,
+        }
+
+
+def _support_triton(answer: bool, backend: str) -> bool | None:
+    """SGLang's own Triton kernels need a GPU, whatever the name of the backend."""
+    return answer and torch.cuda.is_available() if backend == NAME else None

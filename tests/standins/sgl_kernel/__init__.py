@@ -1,0 +1,6 @@
+"""Stands in for a package of compiled code, see `standin`."""
+
+from standin import stand_in
+
+__version__ = "0.4.5"
+stand_in(__name__)

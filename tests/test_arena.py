@@ -1,0 +1,54 @@
+"""Packed prompts in a store of fixed addresses: read as they were written, wherever they lie."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from packs import random_packed
+from stores import HEADS, LAYERS, filled, make_arena, packed_bytes
+
+from rdkv.kernels import naive_pack
+from rdkv.kernels.packed import unquantised
+
+
+@pytest.mark.parametrize("dim", [64, 80, 128])
+def test_what_is_written_is_read(dim: int) -> None:
+    prompts = {2: random_packed(1, HEADS, 90, dim), 1: random_packed(1, HEADS, 33, dim)}
+    arena = filled(prompts, dim)
+    for layer in range(LAYERS):
+        view = arena.view(layer, [1, 2], prompts[1].host_counts + prompts[2].host_counts)
+        rows = [*naive_pack.unpack(view)]
+        for i, packed in enumerate((prompts[1], prompts[2])):
+            part = slice(i * HEADS, (i + 1) * HEADS)
+            for got, wanted in zip(rows, naive_pack.unpack(packed), strict=True):
+                torch.testing.assert_close(got[part, : wanted.shape[1]], wanted)
+
+
+def test_a_place_is_used_again() -> None:
+    arena = filled({1: random_packed(1, HEADS, 90, 64)}, 64)
+    later = random_packed(1, HEADS, 20, 64)
+    region = slice(0, arena.shape.region_bytes(packed_bytes(later)))
+    arena.write(0, 1, region, later)
+    got = naive_pack.unpack(arena.view(0, [1], later.host_counts))
+    for a, b in zip(got, naive_pack.unpack(later), strict=True):
+        torch.testing.assert_close(a, b)
+    arena.clear(1)
+    assert int(arena.counts.sum()) == 0
+    assert int(arena.prompt_tokens[1]) == 0
+
+
+def test_a_prompt_that_exceeds_its_region_is_refused() -> None:
+    arena, packed = make_arena(64), random_packed(1, HEADS, 90, 64)
+    with pytest.raises(ValueError, match="layer 1: a packed prompt exceeds its 256 bytes"):
+        arena.write(1, 1, slice(0, 256), packed)
+
+
+def test_unquantised() -> None:
+    keys, values = torch.randn(2, 2, HEADS, 7, 64)
+    packed = unquantised(keys, values)
+    read_keys, read_values, held = naive_pack.unpack(packed)
+    assert torch.equal(read_keys.view_as(keys), keys)
+    assert torch.equal(read_values.view_as(values), values)
+    assert bool(held.all())
+    assert all(row[4] == 7 for row in packed.host_counts)
+    assert torch.equal(packed.counts[:, :7].cpu(), torch.tensor(packed.host_counts, dtype=torch.int32))

@@ -1,0 +1,152 @@
+"""Real SGLang on a CPU with compressed prompts: the tokens of stock SGLang, or of our own cache, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import random
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sglang_cases import Case, run_all
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import rdkv
+
+if find_spec("sglang") is None:
+    pytest.skip("SGLang is not installed; make test-sglang installs it", allow_module_level=True)
+PROMPTS = [
+    [5, 6, 7, 8] * 5,
+    [9, 10, 11],
+    list(range(3, 103)),
+    [17] * 70 + [33, 5] * 15,
+    list(range(100, 3, -1)),
+    [4, 7] * 33,
+]
+STRICT = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
+MANY = 50
+Reports = dict[str, dict[str, Any]]
+
+
+def rdkv_engine(config: dict[str, Any], **more: Any) -> dict[str, Any]:
+    text = json.dumps({"min_tokens": 1, **config})
+    return {"attention_backend": "rdkv", "rdkv_config": text, "max_total_tokens": 4096, "log_level": "debug", **more}
+
+
+def many() -> tuple[list[list[int]], list[int], dict[int, list[int]]]:
+    """Prompts, new tokens, and which requests are aborted after which was sent."""
+    draw = random.Random(1)
+    prompts = [[draw.randrange(3, 128) for _ in range(draw.randrange(1, 160))] for _ in range(MANY)]
+    new = [draw.randrange(1, 40) for _ in range(MANY)]
+    aborted = draw.sample(range(MANY), 12)
+    later: dict[int, list[int]] = {}
+    for i in aborted:
+        later.setdefault(min(i + draw.randrange(10), MANY - 1), []).append(i)
+    return prompts, new, later
+
+
+def cases() -> dict[str, Case]:
+    new = [24] * len(PROMPTS)
+    identity = {"budget": 1.0}
+    prompts, lengths, abort = many()
+    stock = {"attention_backend": "torch_native", "max_total_tokens": 4096}
+    retracting = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "3", **STRICT}
+    chunks = {"chunked_prefill_size": 64}
+    by_head = {"budget": 0.4, "allocator_options": {"scope": "head"}}
+    # Room for a few prompts of the average length, beside the tables: the others wait.
+    small = {"budget": 1.0, "arena_bytes": 600_000}
+    return {
+        "stock": Case(PROMPTS, new, stock),
+        "overlap": Case(PROMPTS, new, rdkv_engine(identity), STRICT),
+        "chunks": Case(PROMPTS, new, rdkv_engine(identity, **chunks, disable_overlap_schedule=True), STRICT),
+        "retraction": Case(PROMPTS, new, rdkv_engine(identity, **chunks), retracting),
+        "compressed": Case(PROMPTS, new, rdkv_engine({"budget": 0.4}, **chunks), STRICT),
+        "one-rank": Case(PROMPTS, new, rdkv_engine(by_head)),
+        "two-ranks": Case(PROMPTS, new, rdkv_engine(by_head, tp_size=2), {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}),
+        "stock-many": Case(prompts, lengths, {**stock, **chunks}),
+        "many": Case(prompts, lengths, rdkv_engine(small, **chunks), spread=0.05, abort=abort),
+    }
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with weights large enough that its greedy tokens are no ties."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )
+    path = tmp_path_factory.mktemp("model")
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reports(model: Path) -> Reports:
+    return run_all(cases(), model)
+
+
+def tokens(report: dict[str, Any]) -> list[list[int]]:
+    return [answer["tokens"] for answer in report["answers"]]
+
+
+@pytest.mark.parametrize("name", ["overlap", "chunks", "retraction"])
+def test_identity_gives_the_same_tokens(reports: Reports, name: str) -> None:
+    assert tokens(reports[name]) == tokens(reports["stock"])
+    assert reports[name]["again"] == tokens(reports["stock"])[0]
+    if name == "retraction":
+        assert sum(answer["retractions"] for answer in reports[name]["answers"]) > 0
+
+
+def test_compressed_as_the_cache(reports: Reports, model: Path) -> None:
+    """The plan of each prompt is that of `rdkv.CompressedCache`, window and all, though it was read in chunks."""
+    reference = rdkv.attach(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
+    reference.generation_config.eos_token_id = None
+    for prompt, got in zip(PROMPTS, tokens(reports["compressed"]), strict=True):
+        cache = rdkv.CompressedCache(reference.config, rdkv.CompressionConfig(budget=0.4))
+        ids = torch.tensor([prompt])
+        output = reference.generate(ids, past_key_values=cache, max_new_tokens=24, do_sample=False, pad_token_id=0)
+        assert output[0, len(prompt) :].tolist() == got
+        if len(prompt) > 20:
+            assert f"{len(prompt)} tokens packed to" in reports["compressed"]["log"]
+    assert tokens(reports["compressed"]) != tokens(reports["stock"])
+
+
+def test_two_ranks_give_the_tokens_of_one(reports: Reports) -> None:
+    """Where heads do not compete: a rank sees its own alone."""
+    assert tokens(reports["two-ranks"]) == tokens(reports["one-rank"])
+
+
+def test_requests_come_and_go(reports: Reports) -> None:
+    """Some wait for the arena, some are aborted; the others answer as stock SGLang does."""
+    ended = 0
+    for answer, stock in zip(reports["many"]["answers"], reports["stock-many"]["answers"], strict=True):
+        if answer["finish"] == "abort":
+            assert answer["tokens"] == stock["tokens"][: len(answer["tokens"])]
+        else:
+            ended += 1
+            assert answer["tokens"] == stock["tokens"]
+    assert MANY - 12 <= ended < MANY
+    assert reports["many"]["state"]["admissions_put_off"] > 0
+
+
+@pytest.mark.parametrize("name", ["overlap", "chunks", "retraction", "compressed", "many"])
+def test_nothing_is_left(reports: Reports, name: str) -> None:
+    state = reports[name]["state"]
+    assert state["arena_bytes"] > 0
+    assert (state["arena_used_bytes"], state["compressed_sequences"], state["prompts_being_read"]) == (0, 0, 0)
+
+
+def test_says_how_large_the_arena_is(reports: Reports) -> None:
+    assert "rdkv: arena of" in reports["overlap"]["log"]
+    assert "rdkv" not in reports["stock"]["log"].replace("rdkv_config", "").split("Applied")[0]
+    assert reports["stock"]["state"] is None
