@@ -38,7 +38,7 @@ class FlashInferBackend(Backend):
         self._pinned: WeakKeyDictionary[Packed, Zone] = WeakKeyDictionary()
 
     def attend(self, query: Tensor, packed: Packed, scale: float, tail: Tail | None = None) -> tuple[Tensor, Tensor]:
-        if tail is None or tail.length is None or query.shape[2] > 1:
+        if tail is None or tail.length is None or query.shape[2] > 1 or packed.batch > len(query):
             return self._triton.attend(query, packed, scale, tail)
         if lacking := _lacking(packed, tail):
             say(f"attention backend 'flashinfer' {lacking}; 'triton' takes its place")
@@ -53,7 +53,7 @@ class FlashInferBackend(Backend):
             if any(row[PINNED] for row in packed.host_counts):
                 output, lse = self._merge(output, lse, *self._attend_pinned(heads, packed, scale))
             if any(row[TOKENS] for row in packed.host_counts):
-                plan = self._triton.plan(packed, 0, pinned=False)
+                plan = self._triton.plan(packed, packed.batch, 0, pinned=False)
                 other = self._triton.attend_planned(query, packed, plan, scale, dtype=dtype)
                 output, lse = self._merge(output, lse, other[0].view_as(output), other[1].view_as(lse))
         return output.reshape(query.shape).to(query.dtype), lse.reshape(query.shape[:3])

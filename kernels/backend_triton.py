@@ -24,8 +24,8 @@ class TritonBackend(Backend):
     name = "triton"
 
     def __init__(self) -> None:
-        # By whether there is a tail, and whether pinned tokens are in it.
-        self._plans: WeakKeyDictionary[Packed, dict[tuple[bool, bool], DecodePlan]] = WeakKeyDictionary()
+        # By sequences, whether there is a tail, and whether pinned tokens are in it.
+        self._plans: WeakKeyDictionary[Packed, dict[tuple[int, bool, bool], DecodePlan]] = WeakKeyDictionary()
         self._torch = TorchBackend()
 
     def attend(self, query: Tensor, packed: Packed, scale: float, tail: Tail | None = None) -> tuple[Tensor, Tensor]:
@@ -33,8 +33,8 @@ class TritonBackend(Backend):
         if not _fits(packed, tail) or queries > MOST_QUERIES or (tail is not None and query.shape[2] > 1):
             return self._torch.attend(query, packed, scale, tail)
         if tail is None:
-            return self.attend_planned(query, packed, self.plan(packed, 0), scale)
-        plan = self.plan(packed, tail.keys.shape[2])
+            return self.attend_planned(query, packed, self.plan(packed, len(query), 0), scale)
+        plan = self.plan(packed, len(query), tail.keys.shape[2])
         return self.attend_planned(query, packed, plan, scale, tail, query.dtype)
 
     def attend_planned(
@@ -50,13 +50,13 @@ class TritonBackend(Backend):
         with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
             return decode.attend(query, packed, plan, scale, tail, dtype)
 
-    def plan(self, packed: Packed, capacity: int, pinned: bool = True) -> DecodePlan:
+    def plan(self, packed: Packed, sequences: int, capacity: int, pinned: bool = True) -> DecodePlan:
         """The plan of a prompt and a tail of ``capacity`` tokens (0 for none), made when it is first asked for."""
         plans = self._plans.setdefault(packed, {})
-        key = (capacity > 0, pinned)
+        key = (sequences, capacity > 0, pinned)
         found = plans.get(key)
         if found is None or found.tail_capacity != capacity:  # the tail moved to a larger buffer
-            found = plans[key] = decode.plan(packed, capacity, pinned=pinned)
+            found = plans[key] = decode.plan(packed, capacity, pinned=pinned, sequences=sequences)
         return found
 
     def tensors(self) -> Iterator[Tensor]:

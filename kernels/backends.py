@@ -37,6 +37,8 @@ class Backend(ABC):
     def attend(self, query: Tensor, packed: Packed, scale: float, tail: Tail | None = None) -> tuple[Tensor, Tensor]:
         """Attention of ``query`` ``[B, H_q, Q, D]``, each of which sees all of the prompt and the tail.
 
+        Where ``packed`` has more sequences, ``i``, ``B + i``, ``2 B + i`` and so on are parts of the same one.
+
         Returns:
             Output ``[B, H_q, Q, D]``, float32 without a tail and in the type of ``query`` or float32 with one, and
             log-sum-exp to base 2 ``[B, H_q, Q]`` float32, minus infinity (and output 0) where there is no token.

@@ -19,7 +19,13 @@ from .tail import Tail as Tail
 QUERIES = 8  # rows of queries (group times new tokens) of one program
 
 
-def plan(packed: Packed, tail_capacity: int = 0, tile: Tile | None = None, pinned: bool = True) -> DecodePlan:
+def plan(
+    packed: Packed,
+    tail_capacity: int = 0,
+    tile: Tile | None = None,
+    pinned: bool = True,
+    sequences: int | None = None,
+) -> DecodePlan:
     """Work items for a prompt, for `attend`; made once after packing, and again when a tail's buffer is exchanged.
 
     Args:
@@ -27,8 +33,9 @@ def plan(packed: Packed, tail_capacity: int = 0, tile: Tile | None = None, pinne
         tail_capacity: tokens that the tail's buffer holds, 0 for no tail.
         tile: shape of a tile, if not the one that suits the prompt.
         pinned: whether to attend to the pinned tokens too.
+        sequences: of the queries, if fewer than of the prompt, see `attend`.
     """
-    return make_plan(packed, tail_capacity, tile or choose_tile(packed), pinned)
+    return make_plan(packed, tail_capacity, tile or choose_tile(packed), pinned, sequences)
 
 
 def attend(
@@ -44,7 +51,8 @@ def attend(
     Args:
         query: ``[B, H_q, Q, D]``; query head ``h * G + g`` reads KV head ``h``. Every query sees all of the prompt
             and of the tail, so with a tail ``Q`` is 1.
-        packed: the prompt, ``B * H`` rows; with a paged tail, a layer of an arena.
+        packed: the prompt, ``B * H`` rows, or ``n B * H`` where sequences ``i``, ``B + i``, ``2 B + i`` and so on are
+            parts of the same one; with a paged tail, a layer of an arena.
         plan: its `plan`, of at least the tail's capacity; with a paged tail, that of a `decode_schedule.Schedule`.
         scale: factor of the logits.
         tail: tokens after the prompt.
@@ -67,10 +75,10 @@ def attend(
 
 def _check(query: Tensor, packed: Packed, plan: DecodePlan, tail: Tail | PagedTail | None) -> None:
     batch, q_heads, length, dim = query.shape
-    expected = len(tail.places) if isinstance(tail, PagedTail) else packed.batch
+    expected = (len(plan.first_item) - 1) // packed.heads
     if batch != expected or dim != packed.dim or q_heads % packed.heads:
         raise ValueError(
-            f"query [B, H_q, Q, D] = {list(query.shape)} does not fit {expected} sequences of "
+            f"query [B, H_q, Q, D] = {list(query.shape)} does not fit the plan's {expected} sequences of "
             f"{packed.heads} KV heads of {packed.dim} channels"
         )
     if tail is None:
@@ -104,7 +112,7 @@ def _launch(
             packed.key_codes, packed.key_columns, packed.key_affine.view(torch.int32),
             packed.value_codes, packed.value_affine.view(torch.int32),
             packed.pinned_keys, packed.pinned_values, packed.pinned_keys.stride(0), packed.counts, packed.starts,
-            *_tail_arguments(packed, tail), plan.items, parts, part_lses, scale * naive.LOG2_E,
+            *_tail_arguments(packed, tail), plan.items, parts, part_lses, scale * naive.LOG2_E, batch,
             H=packed.heads, G=group, Q=length, N=QUERIES, D=dim, DP=padded,
             W=tile.octets, NA=tile.nibbles, NB=tile.more_nibbles, NS=tile.pairs, MANY=tile.many,
             AHEAD=tile.ahead, BT=16 * tile.warps, PAGED=isinstance(tail, PagedTail), PDL=early,

@@ -60,15 +60,16 @@ def attend_kernel(
     q_ptr, q_stride_b, q_stride_h, q_stride_q,
     key_codes, key_columns, key_affine, value_codes, value_affine, pinned_keys, pinned_values, pinned_stride,
     counts, starts, tail_keys, tail_values, tail_stride_b, tail_stride_h, tail_stride_t, tail_lengths,
-    places, pages, page_starts, items, outputs, lses, logit_scale,
+    places, pages, page_starts, items, outputs, lses, logit_scale, sequences,
     H: tl.constexpr, G: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     W: tl.constexpr, NA: tl.constexpr, NB: tl.constexpr, NS: tl.constexpr, MANY: tl.constexpr,
     AHEAD: tl.constexpr, BT: tl.constexpr, PAGED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One work item, some tiles of a row's packed zone or some tokens of one of its 16-bit zones, for ``N`` query rows.
 
-    Programs of the same item are neighbours: what one reads the others find in the L2 cache. With ``PAGED`` the packed
-    rows of a sequence are those of its place, and its tail is where the pages from its start on say.
+    Programs of the same item are neighbours: what one reads the others find in the L2 cache. Packed rows beyond those
+    of the ``sequences`` continue them. With ``PAGED`` the packed rows of a sequence are those of its place, and its
+    tail is where the pages from its start on say.
     """
     NQ: tl.constexpr = G * Q
     PARTS: tl.constexpr = (NQ + N - 1) // N
@@ -81,7 +82,7 @@ def attend_kernel(
     if PAGED:
         if begin >= end:
             return  # a launch of fixed size has items to spare
-    sequence, head = row // H, row % H
+    sequence, head = row // H % sequences, row % H
     q_ptr += sequence * q_stride_b + head * G * q_stride_h
     if PAGED:
         row = tl.load(places + sequence).to(tl.int64) * H + head

@@ -33,6 +33,7 @@ from .packed import CODED4, CODED8, CODED16, COLUMNS, KEY_EXPONENT, NIBBLES, PIN
 
 _N, _N4, _N8, _N16 = (tl.constexpr(i) for i in (TOKENS, CODED4, CODED8, CODED16))
 _C, _A, _KE, _VE = (tl.constexpr(i) for i in (COLUMNS, NIBBLES, KEY_EXPONENT, VALUE_EXPONENT))
+_LEAST_QUERY = tl.constexpr(2.0**-60)
 _COUNTS, _STARTS = tl.constexpr(VALUE_EXPONENT + 1), tl.constexpr(PINNED_START + 1)
 
 
@@ -94,10 +95,11 @@ def packed_zone(
     if PDL:
         gdc_wait()  # the query is made by the launch before this one
     q = load_query(q_ptr, ni, di, q_stride_h, q_stride_q, NQ, Q, D).to(tl.float32)  # [DP, N]
-    top_q = tl.max(tl.abs(q), 0)  # [N]
+    # A query of zeros has an even share of all tokens; 0 times the logits of hidden ones would be no number.
+    top_q = tl.maximum(tl.max(tl.abs(q), 0), _LEAST_QUERY)  # [N]
     bias = tl.sum(q * zero[:, None], 0) * logit_scale  # [N]
     # Folded queries stay below 2^14, weighted probabilities too: float16 keeps its precision down to 2^-28 of that.
-    fold = tl.where(top_q > 0, 16384.0 / top_q, 0.0)
+    fold = 16384.0 / top_q
     even = top_q * tl.exp2(key_exponent + 10.0) * logit_scale  # 2^24 of the subnormal digits over 2^14
     odd = even * 0.0625
     q_at = (ni // Q) * q_stride_h + (ni % Q) * q_stride_q

@@ -91,8 +91,8 @@ class DecodePlan:
 
     Attributes:
         items: ``[I, 4]`` int32: row, zone, and from where to where: in tiles for the packed zone, in tokens otherwise.
-        first_item: ``[R + 1]`` int32, where each row's items start; they are contiguous.
-        most_items: most items of a row.
+        first_item: ``[B * H + 1]`` int32, where the items start that a head of a sequence merges; they are contiguous.
+        most_items: most items of a head.
         tail_capacity: tail tokens that the items cover.
         tile: shape of a tile.
     """
@@ -104,9 +104,12 @@ class DecodePlan:
     tile: Tile
 
 
-def make_plan(packed: Packed, tail_capacity: int, tile: Tile, pinned: bool = True) -> DecodePlan:
+def make_plan(
+    packed: Packed, tail_capacity: int, tile: Tile, pinned: bool = True, sequences: int | None = None
+) -> DecodePlan:
     """Items for every zone of ``packed`` and a tail of up to ``tail_capacity`` tokens (0 for none).
 
+    What is packed after the first ``sequences`` (all, if None) continues them: see `decode.attend`.
     Without ``pinned`` the pinned tokens are left out, for a caller that attends to them by other means. Sizes are
     read from the host copy of the prompt's counts.
     """
@@ -119,16 +122,18 @@ def make_plan(packed: Packed, tail_capacity: int, tile: Tile, pinned: bool = Tru
         least, most = PINNED_CHUNKS
         chunk = min(most, max(least, int(counts[:, PINNED].sum()) // slots))
         others.append(_split(counts[:, PINNED], -(-counts[:, PINNED] // chunk), PINNED_ZONE))
+    heads = (packed.batch if sequences is None else sequences) * packed.heads
     if tail_capacity:
-        tail = torch.full_like(counts[:, 0], tail_capacity)
+        tail = torch.full_like(counts[:heads, 0], tail_capacity)
         parts = min(TAIL_ITEMS, -(-tail_capacity // TAIL_CHUNK))
         others.append(_split(tail, torch.full_like(tail, parts), TAIL_ZONE))
     zones = [_cut(ends, work_of_item(ends, slots, sum(map(len, others)))), *others]
     items = torch.cat(zones)
-    items = items[items[:, 0].argsort(stable=True)]
-    per_row = torch.bincount(items[:, 0], minlength=counts.shape[0])
-    first = torch.cat([per_row.new_zeros(1), per_row.cumsum(0)])
-    most = int(per_row.max()) if len(per_row) else 0
+    head = items[:, 0] % max(heads, 1)
+    items = items[head.argsort(stable=True)]
+    per_head = torch.bincount(head, minlength=heads)
+    first = torch.cat([per_head.new_zeros(1), per_head.cumsum(0)])
+    most = int(per_head.max()) if len(per_head) else 0
     return DecodePlan(items.int().to(device), first.int().to(device), most, tail_capacity, tile)
 
 

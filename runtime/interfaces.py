@@ -171,6 +171,18 @@ class CacheFormat(ABC):
         """
         return None
 
+    def concatenate(self, segments: Sequence[PackedSegment]) -> PackedSegment | None:
+        """Packed tokens of the same sequences, in their order, as one segment to attend to; None if they stay apart.
+
+        Args:
+            segments: each of all sequences of a batch, as `pack`, `join` (the second thing that it returns) and this
+                made them.
+
+        Returns:
+            A segment of which only `PackedSegment.attend_with_tail` is used, and which shares nothing with the given.
+        """
+        return None
+
     def dump(self, segment: PackedSegment) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a file has to hold for `load`: tensors by name, and what else there is to know, as JSON has it.
 

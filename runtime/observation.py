@@ -24,6 +24,7 @@ class Observation:
             the last tokens alone, if what is compressed was written rather than read.
         scale: factor of the logits, usually ``D ** -0.5``.
         layer: index of the layer.
+        begins: whether the first token is the sequence's first, where attention sinks are.
     """
 
     keys: Tensor
@@ -31,6 +32,7 @@ class Observation:
     queries: Tensor
     scale: float
     layer: int
+    begins: bool = True
 
     @property
     def tokens(self) -> int:
@@ -46,6 +48,10 @@ class Observation:
     def groups(self) -> int:
         """Query heads for each KV head, ``G``."""
         return int(self.queries.shape[1]) // self.heads
+
+    def sinks(self, count: int) -> int:
+        """How many of the first ``count`` tokens are attention sinks: none in a block of what came later."""
+        return min(count, self.tokens) if self.begins else 0
 
     def window_queries(self, window: int) -> Tensor:
         """The last ``W = min(window, T)`` queries, ``[B, H, G, W, D]``; fewer if there are not as many."""

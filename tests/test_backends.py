@@ -187,9 +187,9 @@ def test_triton_agrees_and_keeps_its_plans() -> None:
     for tail in (None, random_tail(packed, 5, 16), random_tail(packed, 16, 16), random_tail(packed, 17, 32)):
         assert_agrees(backend, query, packed, tail)
         assert backend.attend(query, packed, 0.1, tail)[0].dtype == (torch.float32 if tail is None else query.dtype)
-    first = backend.plan(packed, 32)
-    assert backend.plan(packed, 32) is first
-    assert backend.plan(packed, 64) is not first
+    first = backend.plan(packed, packed.batch, 32)
+    assert backend.plan(packed, packed.batch, 32) is first
+    assert backend.plan(packed, packed.batch, 64) is not first
     assert len(list(backend.tensors())) == 2 * 2  # with a tail and without
     del packed, query, tail
     gc.collect()

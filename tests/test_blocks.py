@@ -10,6 +10,9 @@ import torch
 from harness import reachable_tensors, storage_bytes
 
 import rdkv
+from rdkv.kernels.backends import ChosenBackend
+from rdkv.kernels.packed import PINNED
+from rdkv.plugins.rdkv.format import MixedBit
 from rdkv.runtime.engine.batch import Batch
 from rdkv.runtime.engine.blocks import WINDOW, RecentQueries
 from rdkv.runtime.engine.engine import Engine
@@ -56,7 +59,7 @@ def test_a_generous_budget_changes_little(settings: dict[str, Any], tiny_model: 
         for _ in range(2 * WINDOW + 20):
             runner.tokens = torch.randint(3, 259, (3,), generator=generator)
             runner.step()
-        assert (len(runner.batch.layers[0].parts) > 1) == (block is not None)
+        assert bool(runner.batch.lengths.max() < 2 * WINDOW) == (block is not None)
         with torch.inference_mode():
             runner.batch.reserve()
             runner.batch.advance()
@@ -67,18 +70,58 @@ def test_a_generous_budget_changes_little(settings: dict[str, Any], tiny_model: 
     assert not torch.equal(mine, plain)
 
 
-def test_memory_is_bounded(tiny_model: Callable[..., Any]) -> None:
+def packed_bytes(batch: Batch) -> int:
+    return storage_bytes(t for layer in batch.layers for _, part in layer.parts for t in part.tensors())
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_blocks_in_one_segment_are_those_apart(
+    backend: str, tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = engine(tiny_model, 0.3, backend=backend)
+    generator = torch.Generator().manual_seed(0)
+    forced = torch.randint(3, 259, (3 * WINDOW + 5, 3), generator=generator)
+
+    def logits() -> torch.Tensor:
+        runner = start(made)
+        batch = runner.batch
+        batch.backend.wanted = "torch"  # but for the last step, whose backend is the one asked for
+        for tokens in forced:
+            runner.tokens = tokens.clone()  # steps write there
+            runner.step()
+        batch.backend = ChosenBackend(backend)
+        with torch.inference_mode():
+            batch.reserve()
+            batch.advance()
+            return made.forward.step(torch.tensor([5, 6, 7]), batch)
+
+    together = logits()
+    monkeypatch.setattr(MixedBit, "concatenate", lambda *arguments: None)
+    torch.testing.assert_close(together, logits(), rtol=1e-2, atol=1e-2 if backend == "triton" else 1e-3)
+
+
+def test_blocks_have_no_sinks(tiny_model: Callable[..., Any]) -> None:
     runner = start(engine(tiny_model, 0.2))
     run(runner, LONG)
+    packed = runner.batch.layers[0].parts[0][1].packed
+    pinned = [row[PINNED] - raw for row, raw in zip(packed.host_counts, packed.raw, strict=True)]
+    assert sum(pinned[:6]) > 0  # those of the prompts: three of two heads
+    assert sum(pinned[6:]) == 0
+
+
+def test_memory_is_bounded(tiny_model: Callable[..., Any]) -> None:
+    runner = start(engine(tiny_model, 0.2))
     batch = runner.batch
+    prompts = packed_bytes(batch)
+    run(runner, LONG)
     longest = int(batch.lengths.max())
     assert batch.lengths.min() < 2 * WINDOW
     assert longest < 2 * WINDOW + 70
-    (kept,) = {len(layer.parts) for layer in batch.layers}
-    assert kept == 1 + (LONG - 1 - WINDOW) // WINDOW  # a block is compressed before the step after it is full
+    assert [len(layer.parts) for layer in batch.layers] == [1, 1]  # steps attend to all of it at once
+    (kept,) = {part.packed.batch // 3 - 1 for layer in batch.layers for _, part in layer.parts}
+    assert kept == (LONG - 1 - WINDOW) // WINDOW  # a block is compressed before the step after it is full
     token = 2 * 2 * 2 * 16 * 2  # two layers of two heads, keys and values at 16 bits
-    packed = storage_bytes(t for layer in batch.layers for _, part in layer.parts[1:] for t in part.tensors())
-    assert 0 < packed <= 0.2 * 3 * token * WINDOW * (kept - 1)
+    assert 0 < packed_bytes(batch) - prompts <= 0.2 * 3 * token * WINDOW * kept
     assert all(layer.keys.shape[2] <= 512 for layer in batch.layers)  # room for more was not taken
     assert batch.positions.tolist() == [len(ids) - 1 + LONG for ids in PROMPTS]
 

@@ -180,6 +180,28 @@ def test_unequal_lengths_in_one_launch() -> None:
     torch.testing.assert_close(output[:1], alone, rtol=1e-3, atol=1e-4)
 
 
+def test_parts_of_the_same_sequences() -> None:
+    """Sequences beyond those of the queries continue them: a prompt of two, then two blocks of both."""
+    prompt = make_case(batch=2, tokens=150, tail=30)
+    blocks = [make_case(batch=2, tokens=64, pinned=pinned, seed=seed) for pinned, seed in ((0, 1), (2, 2))]
+    packed = join([prompt.packed, *(block.packed for block in blocks)], range(6))
+    assert prompt.tail is not None
+    written = replace(prompt.tail, keys=prompt.tail.keys.nan_to_num(), values=prompt.tail.values.nan_to_num())
+    for tail in (None, written):
+        items = plan(packed, 0 if tail is None else tail.keys.shape[2], sequences=2)
+        output, lse = attend(prompt.query, packed, items, prompt.scale, tail)
+        expected = reference(replace(prompt, tail=tail))
+        for block in blocks:
+            others = reference(replace(block, query=prompt.query))
+            expected = naive.merge_states(*expected, *others)
+        torch.testing.assert_close(lse.double().cpu(), expected[1], rtol=0, atol=2e-2)
+        assert float((output.double().cpu() - expected[0]).norm() / expected[0].norm()) < BOUND
+        twin, _ = naive_decode.attend(prompt.query, packed, prompt.scale, tail)
+        assert float((twin.double().cpu() - expected[0]).norm() / expected[0].norm()) < BOUND
+    with pytest.raises(ValueError, match="does not fit the plan's 6 sequences"):
+        attend(prompt.query, packed, plan(packed), prompt.scale)
+
+
 def test_a_batch_of_33() -> None:
     check(make_case(batch=33, heads=1, group=2, tokens=12, tail=3))
 
@@ -227,6 +249,15 @@ def test_large_magnitudes() -> None:
         check(Case(to_device(packed), query if factor < 1 else case.query / 1000))
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-38])
+def test_queries_of_next_to_nothing_share_evenly(size: float) -> None:
+    """As those of a padding token, whose embedding is zero, beside others."""
+    case = make_case(tokens=150)  # a last tile that is not full
+    query = case.query.clone()
+    query[:, ::3] *= size
+    check(replace(case, query=query))
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA graph")
 def test_replays_in_a_graph_without_waiting() -> None:
     case = make_case(batch=2, tail=40, tokens=400)
@@ -248,7 +279,7 @@ def test_replays_in_a_graph_without_waiting() -> None:
 
 def test_errors_name_the_shapes() -> None:
     case = make_case(tail=4)
-    with pytest.raises(ValueError, match="does not fit 1 sequences of 2 KV heads of 64 channels"):
+    with pytest.raises(ValueError, match="does not fit the plan's 1 sequences of 2 KV heads of 64 channels"):
         attend(case.query[..., :32], case.packed, plan(case.packed), 1.0)
     with pytest.raises(ValueError, match="the plan covers a tail of 0 tokens, not 9"):
         attend(case.query, case.packed, plan(case.packed), 1.0, case.tail)

@@ -23,7 +23,7 @@ class Counts:
     """What a plan is made of, of a packed prompt."""
 
     def __init__(self, counts: list[tuple[int, ...]], dim: int = 128) -> None:
-        self.host_counts, self.dim = tuple(counts), dim
+        self.host_counts, self.dim, self.batch, self.heads = tuple(counts), dim, len(counts), 1
         self.counts = torch.zeros(len(counts), 9, dtype=torch.int32)
 
 
@@ -113,3 +113,15 @@ def test_tiles_hold_the_columns_of_the_widest_head(columns: int, nibbles: int, e
 def test_large_prompts_keep_no_fewer_columns_than_the_compiler_takes_well() -> None:
     tile = choose_tile(packed([(100 * SLOTS, 0, 0, 0, 0, 288, 136)] * 8))
     assert (tile.octets, tile.nibbles, tile.more_nibbles, tile.pairs) == (64, 128, 64, 64)
+
+
+def test_parts_of_a_sequence_come_together() -> None:
+    counts = [(600, 0, 0, 0, 4, 64, 16), (700, 0, 0, 0, 4, 64, 16), (80, 0, 0, 0, 0, 64, 16), (0, 0, 0, 0, 0, 0, 0)]
+    plan = make_plan(packed(counts), 300, TILE, sequences=2)
+    first, second = plan.items[: plan.first_item[1]], plan.items[plan.first_item[1] :]
+    assert len(plan.first_item) == 3
+    assert set(first[:, 0].tolist()) == {0, 2}
+    assert set(second[:, 0].tolist()) == {1}
+    assert of_zone(plan.items, 2, PACKED_ZONE) == [(0, 1)]
+    for row, tail in ((0, [(0, 150), (150, 300)]), (2, [])):
+        assert of_zone(plan.items, row, TAIL_ZONE) == tail

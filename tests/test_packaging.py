@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONAL = {"rdkv.plugins.lm_eval.": "lm_eval"}  # modules that are of use to, and import, what need not be installed
+# Modules that are of use to, and import, what need not be installed.
+OPTIONAL = {"rdkv.plugins.lm_eval.": "lm_eval", "rdkv.plugins.sglang.": "sglang"}
 SOURCES = ("rdkv", "runtime", "allocators", "plugins", "kernels", "pyproject.toml", "README.md", "LICENSE")
 # Offline and unprivileged: whatever the user's pip is set to must not matter.
 PIP_FLAGS = ("--quiet", "--disable-pip-version-check", "--isolated", "--no-index", "--no-deps", "--no-build-isolation")

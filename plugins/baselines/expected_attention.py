@@ -51,14 +51,14 @@ class ExpectedAttention(Scorer):
         if self.options.value_norm:
             norm = torch.linalg.vector_norm(observation.values, dim=-1, dtype=torch.float32)
             token = (token + self.options.epsilon) * norm  # [B, H, T]
-        sinks = min(self.options.sinks, observation.tokens)
+        sinks = observation.sinks(self.options.sinks)
         token[..., :sinks] = token.amax(-1, keepdim=True)
         return Scores(token=token, channel=think_channels(observation))
 
     def _heads(self, observation: Observation) -> Iterator[tuple[Tensor, Tensor]]:
         """Queries ``[B, G, N, D]`` and keys ``[B, T, D]`` of one KV head after the other, float32."""
         # Queries that belong to sinks are outliers. A prompt of nothing but sinks keeps its last one.
-        beyond = max(observation.tokens - self.options.sinks, 1)
+        beyond = max(observation.tokens - observation.sinks(self.options.sinks), 1)
         queries = observation.window_queries(min(self.options.window, beyond))
         for head in range(observation.heads):
             yield queries[:, head].float(), observation.keys[:, head].float()

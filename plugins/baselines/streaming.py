@@ -35,6 +35,7 @@ class Streaming(Scorer):
         batch, heads, tokens, _ = observation.keys.shape
         # float64: consecutive positions of a prompt of millions of tokens still differ after rounding to float32.
         position = torch.arange(tokens, device=observation.keys.device, dtype=torch.float64)
-        rank = torch.where(position < self.options.sinks, 2 - position / tokens, (position + 1) / tokens)
+        sinks = observation.sinks(self.options.sinks)
+        rank = torch.where(position < sinks, 2 - position / tokens, (position + 1) / tokens)
         token = rank.float().repeat(batch, heads, 1)  # [B, H, T]
         return Scores(token=token, channel=think_channels(observation))

@@ -16,7 +16,7 @@ from ...runtime.ladder import Distortion, Ladder
 from ...runtime.plan import BitPlan
 from . import dump
 from .pack import begin
-from .segment import MixedBitSegment, join_segments
+from .segment import MixedBitSegment, concatenate_segments, join_segments
 
 WIDTHS = (0, 2, 4, 8, 16)
 
@@ -104,11 +104,12 @@ class MixedBit(CacheFormat):
     def join(
         self, segments: Sequence[PackedSegment], rows: Sequence[Sequence[int]]
     ) -> tuple[list[PackedSegment], PackedSegment] | None:
-        mixed = [segment for segment in segments if isinstance(segment, MixedBitSegment)]
-        # Whole and empty prompts have no packed zone; a float32 model's may need unlike 16-bit types.
-        if len(mixed) < len(segments) or len({segment.packed.pinned_keys.dtype for segment in mixed}) > 1:
-            return None
-        return join_segments(mixed, rows)
+        mixed = _all_alike(segments)
+        return None if mixed is None else join_segments(mixed, rows)
+
+    def concatenate(self, segments: Sequence[PackedSegment]) -> PackedSegment | None:
+        mixed = _all_alike(segments)
+        return None if mixed is None else concatenate_segments(mixed)
 
     def dump(self, segment: PackedSegment) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, header = dump.dump(segment)
@@ -122,3 +123,12 @@ class MixedBit(CacheFormat):
         device: torch.device,
     ) -> PackedSegment:
         return dump.load(tensors, msgspec.convert(header, dump.SegmentHeader), shape, device)
+
+
+def _all_alike(segments: Sequence[PackedSegment]) -> list[MixedBitSegment] | None:
+    """Segments that can share tensors; None if they cannot."""
+    mixed = [segment for segment in segments if isinstance(segment, MixedBitSegment)]
+    # Whole and empty prompts have no packed zone; a float32 model's may need unlike 16-bit types.
+    if len(mixed) < len(segments) or len({segment.packed.pinned_keys.dtype for segment in mixed}) > 1:
+        return None
+    return mixed

@@ -58,7 +58,7 @@ class AttentionDistortion(Scorer):
 
     def score(self, observation: Observation) -> Scores:
         options = self.options
-        sinks = min(options.sinks, observation.tokens)
+        sinks = observation.sinks(options.sinks)
         moments = window_moments(
             observation, options.window, options.token_weight, per_query=options.channel_weight == "attention"
         )

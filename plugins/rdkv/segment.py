@@ -97,6 +97,15 @@ def join_segments(
     return shared, MixedBitSegment(packed, max(segment.tokens for segment in segments), positions=None)
 
 
+def concatenate_segments(segments: Sequence[MixedBitSegment]) -> MixedBitSegment:
+    """Segments of the same sequences as one, whose `Packed` has them all: those of the first, of the second, and so on.
+
+    An attention backend takes what it has beyond the sequences of a query for parts of the same ones.
+    """
+    packed = join([s.own for s in segments], range(sum(s.own.batch for s in segments)))
+    return MixedBitSegment(packed, sum(s.tokens for s in segments), positions=None)
+
+
 def take_sequences(packed: Packed, sequences: Sequence[int]) -> Packed:
     """Some sequences of ``packed``; what is flat is shared with it."""
     rows = [sequence * packed.heads + head for sequence in sequences for head in range(packed.heads)]

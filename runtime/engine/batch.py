@@ -22,7 +22,7 @@ class BatchLayer:
     Attributes:
         keys, values: ``[B, H, capacity, D]``, the tails from slot 0 on.
         lengths: ``[B]`` int32, a view of the batch's.
-        parts: packed prompts, as one wherever the format can join them; then packed blocks of the tails.
+        parts: packed prompts, and packed blocks of the tails; as one wherever the format can join them.
     """
 
     keys: Tensor

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..interfaces import CacheFormat, PackedSegment
 from ..observation import Observation
 from ..pipeline import Pending, Pipeline
 from ..plan import Scores
@@ -58,7 +59,7 @@ def compress_oldest(layers: list[BatchLayer], recent: RecentQueries, pipeline: P
     for group in [every] if pipeline.whole_model else [[index] for index in every]:
         pending = [_score(index, layers[index], recent, pipeline, block) for index in group]
         for index, layer, plan in zip(group, pending, pipeline.allocate(pending), strict=True):
-            layers[index].parts.append((slice(None), pipeline.begin(layer, plan)()))
+            _join(layers[index], pipeline.begin(layer, plan)(), pipeline.format)
             _drop(layers[index], block)
 
 
@@ -70,10 +71,21 @@ def _score(index: int, layer: BatchLayer, recent: RecentQueries, pipeline: Pipel
         torch.cat([tail[:, :, :block], tail[rows, :, newest].transpose(1, 2)], 2) for tail in (layer.keys, layer.values)
     )
     queries = recent.ordered(index).to(keys.dtype)
-    found = pipeline.score(Observation(keys, values, queries, recent.scales[index], index))
+    found = pipeline.score(Observation(keys, values, queries, recent.scales[index], index, begins=False))
     pinned = None if found.scores.pinned is None else found.scores.pinned[:, :, :block]
     scores = Scores(found.scores.token[:, :, :block].contiguous(), found.scores.channel, pinned)
     return Pending(found.keys[:, :, :block], found.values[:, :, :block], scores, found.finding, index)
+
+
+def _join(layer: BatchLayer, packed: PackedSegment, form: CacheFormat) -> None:
+    """Put a block of all sequences to what is packed of them, as one segment where the format can make them one."""
+    for place, (rows, held) in enumerate(layer.parts):
+        if isinstance(rows, slice):
+            whole = form.concatenate([held, packed])
+            if whole is not None:
+                layer.parts[place] = (rows, whole)
+                return
+    layer.parts.append((slice(None), packed))
 
 
 def _drop(layer: BatchLayer, block: int) -> None:
