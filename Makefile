@@ -45,10 +45,12 @@ unit: $(VENV)/dev.stamp $(VENV)/model.stamp ## tests alone (pytest); WORKERS=N s
 bench-speed: $(VENV)/run.stamp ## time decoding, compression and the engine on this machine's GPU; RESULTS=FILE takes the records
 	$(BIN)/python -m bench.speed.attention --out $(RESULTS)
 	$(BIN)/python -m bench.speed.compress --out $(RESULTS)
+	$(BIN)/python -m bench.speed.gemv --out $(RESULTS)
 	$(BIN)/python -m bench.speed.engine --out $(RESULTS)
 
-performance-table: $(VENV)/run.stamp ## make the tables of docs/performance.md from the records in bench/results
+performance-table: $(VENV)/run.stamp ## make the tables and figures of docs/performance.md from the records in bench/results
 	$(BIN)/python -m bench.speed.table bench/results/*.json bench/results/*.jsonl --page docs/performance.md
+	$(BIN)/python -m bench.speed.plots bench/results/*.jsonl --folder docs/figures
 
 # What is not set keeps the value of the sweep file, or the default.
 ablation: $(VENV)/bench.stamp ## measure SCORERS x ALLOCATORS at BUDGETS on TASKS with MODEL (or SWEEP=file.toml), and report
