@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from ..kernels import naive_filling
@@ -31,14 +30,11 @@ def fill(
         anchored: whether each head with steps makes its first before any head makes more.
         water: ``[P, L]`` or ``[1, L]``, falling water levels of the first round.
     """
-    kernels, limit = _kernels(weight), steps.limit if anchored else None
-    saved = kernels.saved_bits(weight, steps.bar, steps.price, limit, water)
+    kernels = _kernels(weight)
+    columns = (steps.bar, steps.price, steps.limit if anchored else None)
     for _ in range(rounds - 1):
-        ends = naive_filling.last_affordable(saved, need)
-        high, low = torch.split(water.expand(len(weight), -1).gather(1, ends), 1, 1)
-        water = high * (low / high) ** search.unit
-        saved = kernels.saved_bits(weight, steps.bar, steps.price, limit, water)
-    boundary: Tensor = kernels.settled(weight, steps.bar, limit, water, saved, need)
+        water = kernels.narrowed(weight, *columns, water, need, search.unit)
+    boundary: Tensor = kernels.settled(weight, *columns, water, need)
     for _ in range(rounds):
         boundary = kernels.spend(weight, steps.price, steps.toll, steps.rate, boundary, need)
     return boundary

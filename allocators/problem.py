@@ -66,11 +66,11 @@ def pose(scores: Scores, ladder: Ladder, budget: Budget, scope: Scope) -> Proble
         return uniform_plan(scores, 0)
     token = scores.token.reshape(*rows, tokens)
     channel = scores.channel.reshape(*rows, -1)
-    available = torch.full((rows[0], 1), float(bits), dtype=torch.float64, device=token.device)
     if scores.pinned is None:
+        available = torch.full((rows[0], 1), float(bits), dtype=torch.float64, device=token.device)
         return Problem(token, channel, None, available, (batch, heads))
     affordable = bits // (2 * rows[1] * ladder.pinned_cost)  # a head; half is left for the rest
     pinned = scores.pinned.reshape(token.shape)
     pinned = pinned & (pinned.cumsum(-1) <= affordable)
-    available = available - pinned.sum((1, 2)).unsqueeze(1) * ladder.pinned_cost
+    available = bits - pinned.sum((1, 2), dtype=torch.float64).unsqueeze(1) * ladder.pinned_cost
     return Problem(token.masked_fill(pinned, -1.0), channel, pinned, available, (batch, heads))

@@ -80,7 +80,8 @@ def key_points(items: Items, points: Points, available: Tensor, search: Search) 
     for factor in (*search.finer, search.around):
         point, bits = kernels.best_points(items.weight, items.mass, columns, points.bits, points.loss, water)
         # Bits grow as the level falls; the last affordable candidate and its successor bracket the rest.
-        chosen, water = kernels.bracket(point, bits, available, water, factor, wanted)
+        last = wanted if factor is search.around else 0
+        chosen, water = kernels.bracket(point, bits, available, water, factor, last)
     return chosen.unbind(2), water
 
 

@@ -18,21 +18,17 @@ ROWS, LEVELS, RANKS = 32, 16, 64  # of a tile
 MOST = 1 << 14  # next steps of a problem that one program can spend on
 
 
-def saved_bits(weight: Tensor, bar: Tensor, price: Tensor, limit: Tensor | None, water: Tensor) -> Tensor:
-    """As `naive_filling.saved_bits`; all but columns are contiguous, and these have equal strides."""
-    (problems, heads, n), levels, steps = weight.shape, water.shape[1], bar.shape[2]
-    saved = torch.empty(problems, levels, dtype=torch.float64, device=weight.device)
-    with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
-        saved_kernel[(-(-levels // LEVELS), problems)](
-            weight, bar, price, bar if limit is None else limit, water, saved,
-            n, heads * steps, levels, problem_stride(water), *bar.stride()[:2],
-            S=steps, BR=ROWS, BL=LEVELS, STEPS=n.bit_length(), LIMITED=limit is not None,
-        )  # fmt: skip
-    return saved
+def narrowed(
+    weight: Tensor, bar: Tensor, price: Tensor, limit: Tensor | None, water: Tensor, need: Tensor, unit: Tensor
+) -> Tensor:
+    """As `naive_filling.narrowed`; all but columns are contiguous, and these have equal strides."""
+    saved = _saved(weight, bar, price, limit, water)
+    return naive_filling.spaced(water, naive_filling.last_affordable(saved, need), unit)
 
 
-def settled(weight: Tensor, bar: Tensor, limit: Tensor | None, water: Tensor, saved: Tensor, need: Tensor) -> Tensor:
-    """As `naive_filling.settled`, with arguments as of `saved_bits`."""
+def settled(weight: Tensor, bar: Tensor, price: Tensor, limit: Tensor | None, water: Tensor, need: Tensor) -> Tensor:
+    """As `naive_filling.settled`, with arguments as of `narrowed`."""
+    saved = _saved(weight, bar, price, limit, water)
     (problems, heads, n), levels, steps = weight.shape, water.shape[1], bar.shape[2]
     boundary = torch.empty(problems, heads, steps, dtype=torch.int64, device=weight.device)
     with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
@@ -44,8 +40,21 @@ def settled(weight: Tensor, bar: Tensor, limit: Tensor | None, water: Tensor, sa
     return boundary
 
 
+def _saved(weight: Tensor, bar: Tensor, price: Tensor, limit: Tensor | None, water: Tensor) -> Tensor:
+    """Bits of the steps that are not made at each water level, ``[P, L]`` float64."""
+    (problems, heads, n), levels, steps = weight.shape, water.shape[1], bar.shape[2]
+    saved = torch.empty(problems, levels, dtype=torch.float64, device=weight.device)
+    with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
+        saved_kernel[(-(-levels // LEVELS), problems)](
+            weight, bar, price, bar if limit is None else limit, water, saved,
+            n, heads * steps, levels, problem_stride(water), *bar.stride()[:2],
+            S=steps, BR=ROWS, BL=LEVELS, STEPS=n.bit_length(), LIMITED=limit is not None,
+        )  # fmt: skip
+    return saved
+
+
 def spend(weight: Tensor, price: Tensor, toll: Tensor, rate: Tensor, boundary: Tensor, need: Tensor) -> Tensor:
-    """As `naive_filling.spend`, with arguments as of `saved_bits`."""
+    """As `naive_filling.spend`, with arguments as of `narrowed`."""
     (problems, heads, n), steps = weight.shape, boundary.shape[2]
     rows = heads * steps
     every, strides = rows * AHEAD, price.stride()[:2]

@@ -15,44 +15,55 @@ AHEAD = 16  # items that each boundary may move by
 PASSES = 2  # how often a step may be too much and cheaper ones after it are tried
 
 
-def saved_bits(weight: Tensor, bar: Tensor, price: Tensor, limit: Tensor | None, water: Tensor) -> Tensor:
-    """Bits of the steps that are not made at each water level, ``[P, L]`` float64.
+def narrowed(
+    weight: Tensor, bar: Tensor, price: Tensor, limit: Tensor | None, water: Tensor, need: Tensor, unit: Tensor
+) -> Tensor:
+    """Water levels ``[P, M]`` from the last affordable one to the next, spaced as ``unit`` ``[M]`` from 0 to 1.
 
     Args:
         weight: ``[P, h, n]`` float64, ascending.
         bar, price: columns of the steps.
         limit: the highest boundaries, if there are any.
-        water: ``[P, L]`` or ``[1, L]`` float64.
+        water: ``[P, L]`` or ``[1, L]`` float64, falling; the first is taken to be affordable, the last not to be.
+        need: ``[P, 1]`` float64, bits that steps not made have to save.
     """
-    return (_boundary(weight, bar, limit, water) * price.unsqueeze(2)).sum((1, 3))
+    saved, _ = _saved(weight, bar, price, limit, water)
+    return spaced(water, last_affordable(saved, need), unit)
 
 
-def settled(weight: Tensor, bar: Tensor, limit: Tensor | None, water: Tensor, saved: Tensor, need: Tensor) -> Tensor:
+def settled(weight: Tensor, bar: Tensor, price: Tensor, limit: Tensor | None, water: Tensor, need: Tensor) -> Tensor:
     """Boundaries ``[P, h, S]`` int64 between those at the last affordable water level and at the next one.
 
-    Args:
-        saved: ``[P, L]``, see `saved_bits`.
-        need: ``[P, 1]`` float64, bits that have to be saved.
+    Args: as of `narrowed`.
     """
+    saved, boundary = _saved(weight, bar, price, limit, water)
     ends = last_affordable(saved, need)
-    levels = water.expand(len(weight), -1).gather(1, ends)
-    high, low = _boundary(weight, bar, limit, levels).unbind(2)
+    index = ends.view(-1, 1, 2, 1).expand(-1, bar.shape[1], -1, bar.shape[2])
+    high, low = boundary.gather(2, index).unbind(2)
     most, least = torch.split(saved.gather(1, ends), 1, 1)
     share = ((most - need) / (most - least).clamp(min=1.0)).clamp(0.0, 1.0)
     return high - ((high - low) * share.unsqueeze(2)).long()
 
 
 def last_affordable(saved: Tensor, need: Tensor) -> Tensor:
-    """Index of the last water level that saves enough, and of the next, ``[P, 2]``; the first is taken to do so."""
+    """Index of the last water level that saves enough, and of the next, ``[P, 2]``."""
     above = (saved[:, 1:-1] >= need).sum(1, keepdim=True)
     return torch.cat([above, above + 1], 1)
 
 
-def _boundary(weight: Tensor, bar: Tensor, limit: Tensor | None, water: Tensor) -> Tensor:
-    """``[P, h, L, S]`` int64."""
+def spaced(water: Tensor, ends: Tensor, unit: Tensor) -> Tensor:
+    """Levels between two of ``water``, which ``ends`` ``[P, 2]`` names, as of `narrowed`."""
+    high, low = torch.split(water.expand(len(ends), -1).gather(1, ends), 1, 1)
+    return high * (low / high) ** unit
+
+
+def _saved(weight: Tensor, bar: Tensor, price: Tensor, limit: Tensor | None, water: Tensor) -> tuple[Tensor, Tensor]:
+    """Bits of the steps that are not made at each water level, ``[P, L]`` float64, and boundaries ``[P, h, L, S]``."""
     earned = bar.unsqueeze(2) * water.view(len(water), 1, -1, 1)
     boundary = torch.searchsorted(weight, earned.flatten(2)).view(earned.shape)
-    return boundary if limit is None else torch.minimum(boundary, limit.long().unsqueeze(2))
+    if limit is not None:
+        boundary = torch.minimum(boundary, limit.long().unsqueeze(2))
+    return (boundary * price.unsqueeze(2)).sum((1, 3)), boundary
 
 
 def spend(weight: Tensor, price: Tensor, toll: Tensor, rate: Tensor, boundary: Tensor, need: Tensor) -> Tensor:

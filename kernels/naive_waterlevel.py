@@ -51,13 +51,16 @@ def bracket(
         available: ``[P, 1]`` float64 bits of a problem.
         water: ``[P, L]`` or ``[1, L]`` float64, falling; the first is taken to be affordable, the last not to be.
         factor: ``[1, M]`` float64.
-        wanted: 1 or 2.
+        wanted: 0, 1 or 2.
 
     Returns:
-        Points at the last affordable level and, if wanted, at the next, ``[P, h, wanted]`` int64; that level times
-        each factor, ``[P, M]`` float64.
+        As many points as wanted, of the last affordable level and the next one, ``[P, h, wanted]`` int64; that level
+        times each factor, ``[P, M]`` float64.
     """
     above = (bits.sum(1)[:, 1:-1] <= available).sum(1, keepdim=True)  # [P, 1]
     level = water.expand(len(available), -1).gather(1, above)
-    ends = torch.cat([above, above + 1], 1)[:, :wanted]
-    return point.gather(2, ends.unsqueeze(1).expand(-1, point.shape[1], -1)), level * factor
+    around = level * factor
+    if wanted == 0:
+        return point[..., :0], around
+    ends = above if wanted == 1 else torch.cat([above, above + 1], 1)
+    return point.gather(2, ends.unsqueeze(1).expand(-1, point.shape[1], -1)), around

@@ -40,11 +40,11 @@ def test_as_plain_pytorch(case: Levels, limited: bool, share: float) -> None:
         t.to(DEVICE) for t in (steps.bar, steps.price, steps.limit, steps.toll, steps.rate)
     )
     weight, water, need = (t.to(DEVICE) for t in (case.weight, case.water, (steps.whole.sum(1) * share).floor()))
-    bound = limit if limited else None
-    saved = filling.saved_bits(weight, bar, price, bound, water)
-    assert saved.equal(naive_filling.saved_bits(weight, bar, price, bound, water))
-    boundary = filling.settled(weight, bar, bound, water, saved, need)
-    assert boundary.equal(naive_filling.settled(weight, bar, bound, water, saved, need))
+    columns, unit = (bar, price, limit if limited else None), torch.linspace(0, 1, 9, dtype=torch.float64).to(DEVICE)
+    water = filling.narrowed(weight, *columns, water, need, unit)
+    assert water.equal(naive_filling.narrowed(weight, *columns, case.water.to(DEVICE), need, unit))
+    boundary = filling.settled(weight, *columns, water, need)
+    assert boundary.equal(naive_filling.settled(weight, *columns, water, need))
     spent = filling.spend(weight, price, toll, rate, boundary, need)
     assert spent.equal(naive_filling.spend(weight, price, toll, rate, boundary, need))
 
