@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..kernels import naive_waterlevel
 from ..kernels.available import triton_takes
-from .items import LEAST_WEIGHT, Items
+from ..kernels.naive_items import LEAST_WEIGHT
+from .items import Items
 from .points import Points
 from .steps import Steps
 

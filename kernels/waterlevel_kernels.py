@@ -11,12 +11,12 @@ _LAST = tl.constexpr(1 << 30)
 
 @triton.jit
 def lighter(weight, bar, n, STEPS: tl.constexpr):
-    """How many of ``n`` ascending numbers lie below each of ``bar``, int32; ``n < 2 ** STEPS``."""
+    """How many of ``n`` ascending numbers, or NaN, lie below each of ``bar``, int32; ``n < 2 ** STEPS``."""
     count = tl.zeros_like(bar).to(tl.int32)
     for step in range(STEPS):
         probe = count + (1 << (STEPS - 1 - step))
-        below = tl.load(weight + probe - 1, mask=probe <= n, other=float("inf")) < bar
-        count = tl.where(below & (probe <= n), probe, count)
+        reached = tl.load(weight + probe - 1, mask=probe <= n, other=float("inf")) >= bar
+        count = tl.where(reached | (probe > n), count, probe)
     return count
 
 
@@ -46,7 +46,8 @@ def best_points_kernel(
         lost += tl.load(loss + head * points + ji, mask=ji < points, other=float("inf"))[None, :]
         total = lost + level[:, None] * spent
         least = tl.min(total, 1)
-        index = tl.min(tl.where(total == least[:, None], ji[None, :], _LAST), 1)
+        first_of = (total == least[:, None]) | (total != total)  # as PyTorch has it, NaN is the least
+        index = tl.min(tl.where(first_of, ji[None, :], _LAST), 1)
         better = (least < best) | (start == 0)
         taken = tl.where(better, tl.sum(tl.where(ji[None, :] == index[:, None], spent, 0.0), 1), taken)
         best, first = tl.where(better, least, best), tl.where(better, index, first)
