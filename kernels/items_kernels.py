@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .naive_items import LEAST_WEIGHT, NOTHING
 
-_SIZES = ["T", "n", "most", "heads", "block", "short"]  # no kernel of its own for each
+_SIZES = ["T", "n", "most", "heads", "block", "short", "first", "parts"]  # no kernel of its own for each
 _LEAST, _NOTHING = tl.constexpr(LEAST_WEIGHT), tl.constexpr(NOTHING)
 
 
