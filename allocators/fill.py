@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from types import ModuleType
+
 from torch import Tensor
 
-from .spend import spend
+from ..kernels import naive_filling
+from ..kernels.available import triton_takes
 from .steps import Steps
 from .waterlevel import Search
 
@@ -28,28 +30,25 @@ def fill(
         anchored: whether each head with steps makes its first before any head makes more.
         water: ``[P, L]`` or ``[1, L]``, falling water levels of the first round.
     """
-    limit, price = steps.limit.long().unsqueeze(2), steps.price.unsqueeze(2)
-    water = water.expand(len(weight), -1)
-    for last in reversed(range(rounds)):
-        bar = steps.bar.unsqueeze(2) * water.view(len(weight), 1, -1, 1)  # [P, h, L, S]
-        boundary = torch.searchsorted(weight, bar.flatten(2)).view(bar.shape)
-        if anchored:
-            boundary = torch.minimum(boundary, limit)
-        saved = (boundary * price).sum((1, 3))  # [P, L]
-        # The last affordable water level and the next one.
-        ends = (saved[:, 1:-1] >= need).sum(1, keepdim=True) + search.pair  # [P, 2]
-        if last:
-            high, low = torch.split(water.gather(1, ends), 1, 1)
-            water = high * (low / high) ** search.unit
-    high, low = boundary.gather(2, ends.view(-1, 1, 2, 1).expand(-1, bar.shape[1], -1, bar.shape[3])).unbind(2)
-    most, least = torch.split(saved.gather(1, ends), 1, 1)
-    share = ((most - need) / (most - least).clamp(min=1.0)).clamp(0.0, 1.0)
-    boundary = high - ((high - low) * share.unsqueeze(2)).long()
+    kernels = _kernels(weight)
+    columns = (steps.bar, steps.price, steps.limit if anchored else None)
+    for _ in range(rounds - 1):
+        water = kernels.narrowed(weight, *columns, water, need, search.unit)
+    boundary: Tensor = kernels.settled(weight, *columns, water, need)
     for _ in range(rounds):
-        boundary = spend(weight, steps, boundary, unspent(steps, boundary, need))
+        boundary = kernels.spend(weight, steps.price, steps.toll, steps.rate, boundary, need)
     return boundary
 
 
 def unspent(steps: Steps, boundary: Tensor, need: Tensor) -> Tensor:
     """Bits that are left, ``[P, 1]`` float64; negative where even the dearest water level was not affordable."""
-    return (boundary * steps.price).sum((1, 2)).unsqueeze(1) - need
+    return naive_filling.unspent(steps.price, boundary, need)
+
+
+def _kernels(weight: Tensor) -> ModuleType:
+    """`kernels.filling` where it can run, else its twin in plain PyTorch."""
+    if triton_takes(weight):
+        from ..kernels import filling  # not above: it needs Triton
+
+        return filling
+    return naive_filling

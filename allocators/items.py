@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from .problem import Problem
-
-# Weights below this share of all are worth the same: next to nothing, but something, so that they fill what is left.
-LEAST_WEIGHT = 2.0**-64
+from .problem import Problem, item_kernels
 
 
 @dataclass(frozen=True)
@@ -45,22 +40,12 @@ class Items:
             boundary: ``[P, h, S]`` index of the lightest block that makes each step.
             width: ``[P, h, S + 1]`` width after so many steps.
         """
-        tokens = self.order.shape[-1]
-        place = torch.arange(self.count * self.block - tokens, self.count * self.block, device=boundary.device)
-        steps = (place >= (boundary * self.block).unsqueeze(-1)).sum(2)  # [P, h, S, T] to [P, h, T]
-        bits = width.to(torch.uint8).gather(-1, steps)
-        return bits.scatter(-1, self.order, bits)
+        bits: Tensor = item_kernels(self.order).spread(boundary, width, self.order, self.block, self.count)
+        return bits
 
 
 def items(problem: Problem, block: int) -> Items:
     """Sort the tokens of a problem; among equal weights later tokens count as heavier."""
     ranked, order = problem.token.sort(dim=-1, stable=True)
-    if short := -ranked.shape[-1] % block:
-        ranked = pad(ranked, (short, 0), value=-1.0)
-    # Tokens that are all worth nothing are worth the same, so that they still fill the budget.
-    weight = ranked.clamp(min=0.0).view(*ranked.shape[:2], -1, block).sum(-1, dtype=torch.float64) + 1e-60
-    if problem.pinned is not None:
-        weight = weight.masked_fill(ranked[..., block - 1 :: block] < 0, 0.0)
-    weight = (weight / weight.sum((1, 2), keepdim=True)).clamp(min=LEAST_WEIGHT)
-    # Summed from the lightest: a difference from the total would be lost to rounding.
-    return Items(weight, pad(weight.cumsum(-1), (1, 0)), order, block)
+    weight, mass = item_kernels(ranked).block_weights(ranked, block, problem.pinned is not None)
+    return Items(weight, mass, order, block)

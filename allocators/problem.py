@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Annotated
 
 import msgspec
 import torch
 from torch import Tensor
 
+from ..kernels import naive_items
+from ..kernels.available import triton_takes
 from ..runtime.interfaces import PluginOptions, Scope
 from ..runtime.ladder import Ladder
 from ..runtime.plan import BitPlan, Budget, Scores
@@ -66,11 +69,20 @@ def pose(scores: Scores, ladder: Ladder, budget: Budget, scope: Scope) -> Proble
         return uniform_plan(scores, 0)
     token = scores.token.reshape(*rows, tokens)
     channel = scores.channel.reshape(*rows, -1)
-    available = torch.full((rows[0], 1), float(bits), dtype=torch.float64, device=token.device)
     if scores.pinned is None:
+        available = torch.full((rows[0], 1), float(bits), dtype=torch.float64, device=token.device)
         return Problem(token, channel, None, available, (batch, heads))
     affordable = bits // (2 * rows[1] * ladder.pinned_cost)  # a head; half is left for the rest
-    pinned = scores.pinned.reshape(token.shape)
-    pinned = pinned & (pinned.cumsum(-1) <= affordable)
-    available = available - pinned.sum((1, 2)).unsqueeze(1) * ladder.pinned_cost
-    return Problem(token.masked_fill(pinned, -1.0), channel, pinned, available, (batch, heads))
+    kernels = item_kernels(token)
+    token, pinned, count = kernels.set_apart(token, scores.pinned.reshape(token.shape), affordable)
+    available = bits - count.sum(1, keepdim=True, dtype=torch.float64) * ladder.pinned_cost
+    return Problem(token, channel, pinned, available, (batch, heads))
+
+
+def item_kernels(token: Tensor) -> ModuleType:
+    """`kernels.items` where it can run, else its twin in plain PyTorch."""
+    if triton_takes(token):
+        from ..kernels import items  # not above: it needs Triton
+
+        return items
+    return naive_items

@@ -8,10 +8,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..kernels.naive_filling import NEVER
 from ..runtime.ladder import Ladder
 from .levels import hull, thresholds
 
-NEVER = 2.0**50  # bits that no budget has
 NO_TOKENS = 0  # row of a head without tokens; row ``1 + u`` is that of keys of ``u`` times ``key_block`` bits
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from .items import LEAST_WEIGHT, Items
+from ..kernels import naive_waterlevel
+from ..kernels.available import triton_takes
+from ..kernels.naive_items import LEAST_WEIGHT
+from .items import Items
 from .points import Points
 from .steps import Steps
 
@@ -27,7 +31,6 @@ class Search:
         around: ``[1, M]`` factors of a level that is nearly right: close together around 1, and to both ends of the
             range.
         unit: ``[L]`` from 0 to 1.
-        pair: ``[2]`` int64, 0 and 1.
         exact: whether to go on until the order of any two steps is found. Where tokens come in blocks, rounding
             to them costs more than that.
     """
@@ -36,7 +39,6 @@ class Search:
     finer: tuple[Tensor, ...]
     around: Tensor
     unit: Tensor
-    pair: Tensor
     exact: bool
 
     @property
@@ -55,7 +57,7 @@ def make_search(highest: float, octaves: float, exact: bool, device: torch.devic
     around = torch.exp2(torch.cat([apart.flip(0), torch.zeros(1), -apart]))
     first = highest * torch.exp2(-octaves * unit)
     first, around, *later = (t.unsqueeze(0).to(device) for t in (first, around, *finer))
-    return Search(first, tuple(later), around, unit.to(device), torch.arange(2, device=device), exact)
+    return Search(first, tuple(later), around, unit.to(device), exact)
 
 
 def key_points(items: Items, points: Points, available: Tensor, search: Search) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -73,23 +75,21 @@ def key_points(items: Items, points: Points, available: Tensor, search: Search) 
     Returns:
         The choices, ``[P, h]`` points each, and water levels ``[P, M]`` to fill them to.
     """
-    steps = Steps.of(points.rows)
-    bar, price, gain, limit = (t.unsqueeze(2) for t in (steps.bar, steps.price, steps.gain, steps.limit.long()))
-    whole, loss = points.bits.unsqueeze(2), points.loss.unsqueeze(2)  # [P, h, 1, J]
-    water = search.first
-    for finer in (*search.finer, None):
-        earned = bar * water.view(-1, 1, CANDIDATES, 1, 1)  # [P, h, L, J, S]
-        boundary = torch.searchsorted(items.weight, earned.flatten(2)).view(earned.shape)
-        boundary = torch.minimum(boundary, limit)
-        lost = (items.mass.gather(-1, boundary.flatten(2)).view(earned.shape) * gain).sum(-1)  # [P, h, L, J]
-        bits = whole - (boundary * price).sum(-1)
-        point = torch.addcmul(lost + loss, water.view(-1, 1, CANDIDATES, 1), bits).argmin(-1, keepdim=True)
-        spent = bits.gather(-1, point).sum((1, 3))  # [P, L]
+    steps, kernels = Steps.of(points.rows), _kernels(items.weight)
+    columns = (steps.bar, steps.price, steps.gain, steps.limit)
+    water, wanted = search.first, 2 if search.exact else 1
+    for factor in (*search.finer, search.around):
+        point, bits = kernels.best_points(items.weight, items.mass, columns, points.bits, points.loss, water)
         # Bits grow as the level falls; the last affordable candidate and its successor bracket the rest.
-        above = (spent[:, 1:-1] <= available).sum(1, keepdim=True)  # [P, 1]
-        water = water.expand(len(available), -1).gather(1, above)
-        if finer is not None:
-            water = water * finer
-    wanted = above + search.pair if search.exact else above  # [P, 1 or 2]
-    chosen = point.squeeze(-1).gather(2, wanted.unsqueeze(1).expand(-1, point.shape[1], -1))
-    return chosen.unbind(2), water * search.around
+        last = wanted if factor is search.around else 0
+        chosen, water = kernels.bracket(point, bits, available, water, factor, last)
+    return chosen.unbind(2), water
+
+
+def _kernels(weight: Tensor) -> ModuleType:
+    """`kernels.waterlevel` where it can run, else its twin in plain PyTorch."""
+    if triton_takes(weight):
+        from ..kernels import waterlevel  # not above: it needs Triton
+
+        return waterlevel
+    return naive_waterlevel

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from math import isfinite, isnan
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ..kernels import naive_checking
+from ..kernels.available import triton_takes
+from ..kernels.naive_checking import NO_WIDTH
 from .discovery import one_line
 from .errors import PluginError, RdkvError
 from .findings import Finding, settle
@@ -17,8 +20,6 @@ from .interfaces import PackedSegment, Scope
 from .ladder import Ladder
 from .observation import Observation
 from .plan import BitPlan, Budget, Scores
-
-NO_WIDTH = 256  # above what a byte holds
 
 
 @contextmanager
@@ -75,14 +76,13 @@ def examine_scores(scores: Scores, observation: Observation, scorer: str) -> Fin
             if low < 0:
                 raise PluginError(f"{where}: some {name} scores are negative ({low:.3g})")
 
-    return Finding(torch.stack([*scores.token.aminmax(), *scores.channel.aminmax()]).double(), judge)
+    figures: Tensor = _kernels(scores.token).score_figures(scores.token, scores.channel)
+    return Finding(figures, judge)
 
 
 def defuse(scores: Scores, finding: Finding) -> Scores:
     """Scores that any allocator survives: all zero where their finding is going to object."""
-    figures = finding.figures
-    unsound = ~((figures >= 0) & (figures < float("inf"))).all()  # so for NaN
-    token, channel = (weights.masked_fill(unsound, 0.0) for weights in (scores.token, scores.channel))
+    token, channel = _kernels(scores.token).sound_scores(scores.token, scores.channel, finding.figures)
     return Scores(token, channel, scores.pinned)
 
 
@@ -132,24 +132,25 @@ def examine_plan(
             over = (int(figures[2]) - limit + 7) // 8
             raise PluginError(f"{where}: overspends the budget of {limit // 8} bytes{whose} by {over} bytes")
 
-    odd = [_odd_widths(known, scores.token.device)[getattr(plan, name).int()].amin() for name, known in levels.items()]
-    cost = ladder.cost(plan)  # [B, layers * H]
-    dearest = (cost if scope == "head" else cost.sum(1)).amax()
-    return Finding(torch.stack([*odd, dearest, *cost.reshape(cost.shape[0], layers, -1).sum((0, 2))]).double(), judge)
-
-
-@cache
-def _odd_widths(levels: tuple[int, ...], device: torch.device) -> Tensor:
-    """``[256]``: every width itself, but ``NO_WIDTH`` for those of ``levels``. Made once: a GPU is waited for."""
-    table = torch.arange(NO_WIDTH)
-    table[list(levels)] = NO_WIDTH
-    return table.to(device)
+    tensors = (plan.value_bits, plan.key_bits, plan.pinned)
+    prices = ladder.prices(scores.token.device)
+    figures: Tensor = _kernels(scores.token).plan_figures(*tensors, prices, scope == "head", layers)
+    return Finding(figures, judge)
 
 
 def defuse_plan(plan: BitPlan, finding: Finding) -> BitPlan:
     """A plan that any format survives: it keeps nothing where its finding is going to object to its widths."""
-    sound = (finding.figures[:2] == NO_WIDTH).all()
-    return BitPlan(plan.value_bits * sound, plan.key_bits * sound, plan.pinned & sound)
+    tensors = (plan.value_bits, plan.key_bits, plan.pinned)
+    return BitPlan(*_kernels(plan.value_bits).sound_plan(*tensors, finding.figures))
+
+
+def _kernels(tensor: Tensor) -> ModuleType:
+    """`kernels.checking` where it can run, else its twin in plain PyTorch."""
+    if triton_takes(tensor):
+        from ..kernels import checking  # not above: it needs Triton
+
+        return checking
+    return naive_checking
 
 
 def check_segment(segment: PackedSegment, promised: int, format_: str, layer: int) -> None:

@@ -9,6 +9,8 @@ import msgspec
 import torch
 from torch import Tensor
 
+from ..kernels import naive_checking
+from ..kernels.naive_checking import NO_WIDTH, Prices
 from .errors import ConfigError
 from .plan import BitPlan
 
@@ -39,7 +41,7 @@ class Ladder:
             of a layer keeps a token.
         full_cost: bits of one head when nothing is compressed.
         channel_group: channels share a width in groups of this many, in order of falling weight.
-        token_block: quantised tokens are stored in blocks of this many (see `padding`).
+        token_block: quantised tokens are stored in blocks of this many (see `prices`).
         key_block: bits of a token's key are rounded up to a multiple of this.
     """
 
@@ -87,27 +89,28 @@ class Ladder:
 
     def cost(self, plan: BitPlan) -> Tensor:
         """Bits that ``plan`` takes once packed, ``[B, H]`` int64, rounding to whole bytes included."""
-        device = plan.value_bits.device
-        pinned = plan.pinned.sum(-1)
-        bits = plan.value_bits.masked_fill(plan.pinned, 0)
-        # Tokens whose value has at least each of these widths; the last two: all that are coded, those at 16 bits.
-        widths = _numbers((*self.coded_bits, 1, 16), torch.uint8, device)
-        at_least = (bits.unsqueeze(-2) >= widths.unsqueeze(-1)).sum(-1)  # [B, H, C + 2]
-        coded, wide = at_least[..., -2], at_least[..., -1]
-        values = (at_least[..., :-2] * _numbers(_steps(self.coded_costs), torch.int64, device)).sum(-1)
-        channels = _channel_table(self.key_bits, self.key_cost, self.key_overhead, device)
-        key, overhead = channels[plan.key_bits.int()].sum(-2).unbind(-1)
-        key = round_up(key, self.key_block)
-        # A head that quantises nothing stores its tokens beside the pinned ones, without blocks and channels.
-        all_keys = (plan.key_bits == 16).all(-1)
-        blocked = at_least[..., :-1].masked_fill((all_keys & (wide == coded)).unsqueeze(-1), 0)
-        overhead = overhead * (blocked[..., -1] > 0)
-        padding = self.padding(blocked, key)
-        cost = values + key * coded + padding + overhead + pinned * self.pinned_cost + self.head_cost
-        # A layer that keeps nothing takes nothing, one that keeps all as it is no more than before. No `if`: the
-        # plan may still be on its way on the device.
-        identity = (all_keys & (wide + pinned == bits.shape[-1])).all()
-        return cost.masked_fill(identity, self.full_cost) * (coded + pinned > 0).any()
+        return naive_checking.cost(plan.value_bits, plan.key_bits, plan.pinned, self.prices(plan.value_bits.device))
+
+    def prices(self, device: torch.device) -> Prices:
+        """What `cost` needs, on a device.
+
+        A value is stored in layers of bits, one layer for each step of the ladder: the layer of a width holds
+        the tokens of this width and above in whole blocks, and so do the keys.
+        """
+        layers = tuple(step * self.head_dim for step in _steps(self.coded_bits))
+        return Prices(
+            widths=_counted(self.coded_bits, device),
+            values=_numbers(_steps(self.coded_costs), device),
+            layers=_numbers(layers, device),
+            channels=_channel_table(self.key_bits, self.key_cost, self.key_overhead, device),
+            value_odd=_odd_widths(self.value_bits, device),
+            key_odd=_odd_widths(self.key_bits, device),
+            pinned_cost=self.pinned_cost,
+            head_cost=self.head_cost,
+            full_cost=self.full_cost,
+            token_block=self.token_block,
+            key_block=self.key_block,
+        )
 
     @property
     def coded_bits(self) -> tuple[int, ...]:
@@ -119,26 +122,6 @@ class Ladder:
         """Their costs."""
         return tuple(cost for b, cost in zip(self.value_bits, self.value_cost, strict=True) if b > 0)
 
-    def padding(self, counts: Tensor, key: Tensor) -> Tensor:
-        """Bits that whole blocks take beyond the tokens in them, int64.
-
-        A value is stored in layers of bits, one layer for each step of the ladder: the layer of a width holds
-        the tokens of this width and above in whole blocks, and so do the keys.
-
-        Args:
-            counts: ``[..., C + 1]`` tokens, but for pinned ones, whose value has at least each width of
-                ``coded_bits``, then all of them.
-            key: ``[...]`` bits of a quantised key.
-        """
-        free = -counts % self.token_block  # empty places
-        layers = _numbers(tuple(s * self.head_dim for s in _steps(self.coded_bits)), torch.int64, counts.device)
-        return (free[..., :-1] * layers).sum(-1) + free[..., -1] * key
-
-
-def round_up(count: Tensor, block: int) -> Tensor:
-    """The least multiple of ``block`` that is at least ``count``."""
-    return count + -count % block
-
 
 def _steps(rising: tuple[int, ...]) -> tuple[int, ...]:
     """What each number adds to the one before it; the first adds all of itself."""
@@ -149,8 +132,14 @@ def _steps(rising: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @cache
-def _numbers(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(numbers, dtype=dtype, device=device)
+def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+
+@cache
+def _counted(levels: tuple[int, ...], device: torch.device) -> Tensor:
+    """``[C + 2, 1]`` uint8: ``levels``, 1 and 16."""
+    return torch.tensor((*levels, 1, 16), dtype=torch.uint8, device=device).unsqueeze(1)
 
 
 @cache
@@ -160,4 +149,12 @@ def _channel_table(
     """``[256, 2]``, by width: bits of a channel for each token, and once."""
     table = torch.zeros(256, 2, dtype=torch.int64)
     table[list(levels)] = torch.tensor([cost, overhead]).T
+    return table.to(device)
+
+
+@cache
+def _odd_widths(levels: tuple[int, ...], device: torch.device) -> Tensor:
+    """``[256]``: every width itself, but ``NO_WIDTH`` for those of ``levels``."""
+    table = torch.arange(NO_WIDTH)
+    table[list(levels)] = NO_WIDTH
     return table.to(device)

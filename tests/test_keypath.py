@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from problems import Problem, lookup, problems, quick, random_problem
 
 from rdkv.allocators.keypath import key_path
-from rdkv.runtime.ladder import round_up
+from rdkv.kernels.naive_checking import round_up
 
 
 @quick

@@ -3,34 +3,56 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from packs import DEVICE
+from problems import same
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 from waits import Waits
 
 from rdkv import CompressionConfig
+from rdkv.runtime.checks import examine_scores
 from rdkv.runtime.observation import Observation
 from rdkv.runtime.pipeline import Pipeline
 
 # Operations whose result the host reads, or whose size depends on data.
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::_unique2", "aten::masked_select"}
+NO_LAUNCH = {"aten::_unsafe_view", "aten::empty", "aten::empty_like", "aten::empty_strided"}
+KERNELS = ("rdkv.allocators.waterlevel", "rdkv.allocators.fill", "rdkv.allocators.problem", "rdkv.runtime.checks")
+MOST_LAUNCHES = 70  # of a layer's checks and allocation, sorts counted as one
 HEADS, GROUP, TOKENS, DIM = 2, 4, 512, 64
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is called."""
+    """Counts what is called, and apart what a device is given to do: operations that are no views, and kernels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.launches: Counter[str] = Counter()
+        self.within = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.name().split(".")[0]] += 1
+        name = func.name().split(".")[0]
+        self.counts[name] += 1
+        if not (self.within or func.is_view or name in NO_LAUNCH):
+            self.launches[name] += 1
         return func(*args, **(kwargs or {}))
+
+    def kernel(self, launch: Any) -> Any:
+        """``launch`` of a kernel in Triton's interpreter, counted as one."""
+
+        def run(grid: Any, *args: Any, **kwargs: Any) -> None:
+            self.launches[grid.fn.__name__] += 1
+            self.within = True
+            launch(grid, *args, **kwargs)
+            self.within = False
+
+        return run
 
 
 def make_pipeline() -> Pipeline:
@@ -42,6 +64,24 @@ def observe(tokens: int = TOKENS, device: str = "cpu") -> Observation:
     keys, values = torch.randn(2, 1, HEADS, tokens, DIM, device=device).bfloat16()
     queries = torch.randn(1, HEADS * GROUP, tokens, DIM, device=device).bfloat16()
     return Observation(keys, values, queries, DIM**-0.5, 0)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="counts in Triton's interpreter")
+def test_few_launches_with_kernels_and_the_same_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    pipeline = make_pipeline()
+    pending = pipeline.score(observe())
+    (expected,) = pipeline.allocate([pending])
+    for module in KERNELS:
+        monkeypatch.setattr(f"{module}.triton_takes", lambda _: True)
+    with Operations() as operations:
+        launch = operations.kernel(interpreter.GridExecutor.__call__)
+        monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
+        finding = examine_scores(pending.scores, observe(), "mine")
+        (planned,) = pipeline.allocate([replace(pending, finding=finding)])
+    assert operations.launches.total() <= MOST_LAUNCHES, operations.launches
+    assert same(planned.plan, expected.plan)
+    assert planned.bits == expected.bits
 
 
 def test_scoring_and_allocating_read_nothing() -> None:

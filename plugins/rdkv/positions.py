@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from ...kernels import naive
-
-VALUE_CLASSES = (16, 8, 4, 2)  # widths by their 2-bit code
+from ...kernels import naive, naive_positions
+from ...kernels.available import triton_takes
+from ...kernels.naive_positions import VALUE_CLASSES
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +34,11 @@ class Positions:
             bits, pinned: ``[R, T]`` uint8 and bool.
             kept_total, pinned_total: how many tokens of all rows are kept without being pinned, and pinned.
         """
-        kept = bits.masked_fill(pinned, 0) > 0
-        widths = bits[kept.nonzero_static(size=kept_total).unbind(1)]
-        return cls(
-            kept=naive.pack_bits(kept.view(torch.uint8), 1),
-            classes=naive.pack_bits(_class_of(bits.device)[widths.int()], 2),
-            pinned=pinned.nonzero_static(size=pinned_total)[:, 1].int(),
-        )
+        if triton_takes(bits):
+            from ...kernels import positions  # not above: it needs Triton
+
+            return cls(*positions.listed(bits, pinned, kept_total, pinned_total))
+        return cls(*naive_positions.listed(bits, pinned, kept_total, pinned_total))
 
     def plan(self, tokens: int, pinned: Tensor) -> tuple[Tensor, Tensor]:
         """Bits of each token (16 for pinned ones) and whether it is pinned, ``[R, tokens]`` uint8 and bool.
@@ -61,11 +58,3 @@ class Positions:
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor held."""
         return self.kept, self.classes, self.pinned
-
-
-@cache
-def _class_of(device: torch.device) -> Tensor:
-    """``[17]`` uint8, by width. Made once: while it is sent to a GPU the GPU is waited for."""
-    table = torch.zeros(VALUE_CLASSES[0] + 1, dtype=torch.uint8)
-    table[list(VALUE_CLASSES)] = torch.arange(len(VALUE_CLASSES), dtype=torch.uint8)
-    return table.to(device)
