@@ -42,13 +42,18 @@ def test_blocks_cost_something_and_save_memory(tiny_model: Callable[..., Any]) -
     assert apart["packed_bytes"] > together["packed_bytes"]
 
 
-def test_a_line_of_the_table() -> None:
-    record = {"kl": [[9.0, 9.0], [0.1, 0.3]], "same": [[0.0, 0.0], [1.0, 0.5]], "budget": 0.05, "block": 0}
-    record |= {"tail_bytes": 10, "packed_bytes": 5, "full_bytes": 100, "step_ms": 1.234}
-    assert bench.row(record, 1) == (
-        "| 0.05 | none | 0.2000 (0.1000 to 0.3000) | 0.750 (0.500 to 1.000) | 15.0% | 1.23 |"
+def test_table() -> None:
+    scores = {"kl": [[9.0, 9.0]] * 64 + [[0.1, 0.3]] * 512, "same": [[0.0, 0.0]] * 64 + [[1.0, 0.5]] * 512}
+    record = scores | {"budget": 0.05, "block": 0, "tail_bytes": 10, "packed_bytes": 5, "full_bytes": 100}
+    record |= {"step_ms": 1.2345, "device": "cpu", "dtype": "float32", "model": "m", "prompt": 2048, "answer": 576}
+    made = bench.table([bench.compact(record), bench.compact(record | {"block": 256})]).splitlines()
+    assert made[0] == "cpu, float32: m, 2 documents, prompts of 2,048 tokens, answers of 576."
+    assert len(made) == 6
+    assert made[4] == (
+        "| 0.05 | none | 1.178 (1.089 to 1.267) | 0.200 (0.100 to 0.300) "
+        "| 0.667 (0.444 to 0.889) | 0.750 (0.500 to 1.000) | 15.0% | 1.23 |"
     )
-    assert bench.compact(record)["kl"] == [[4.55, 4.65]]
+    assert made[5].startswith("| 0.05 | 256 | 1.178")
 
 
 def test_texts_that_are_too_short(tmp_path: Path) -> None:

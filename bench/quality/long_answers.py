@@ -5,7 +5,7 @@
 Each document is a stretch of the text files of ``DIR``. Its first tokens are a prompt that the engine reads and
 compresses; the rest are forced as its answer, one decode step each, while the tails are compressed in blocks
 (``tail_block``; 0 for none). Beside each step is the full cache at the same position: one forward pass over the whole
-document. All sizes of block see the same documents, and the figures are of the same positions.
+document. All sizes of block see the same documents. The table is that of `bench.quality.report.long_answers`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from rdkv.runtime.engine.sampling import Sampling
 from rdkv.runtime.loading import load_model
 from rdkv.runtime.storage import storage_bytes
 
-from .report.stats import Estimate, estimate
+from .report.long_answers import SPAN, table
 
 Record = dict[str, Any]
 TIMED = 50  # steps after the documents' end, for the time of one
@@ -103,30 +104,13 @@ def measure(engine: Engine, ids: Tensor, prompt: int, full: Tensor) -> Record:
     kl, same = torch.stack(scores, 1).cpu()
     held = storage_bytes(t for layer in batch.layers for t in (layer.keys, layer.values))
     packed = storage_bytes(t for layer in batch.layers for _, part in layer.parts for t in part.tensors())
-    begin = _now()
+    times = []
     for _ in range(TIMED):
+        begin = _now()
         runner.step()
-    step = 1000 * (_now() - begin) / TIMED
+        times.append(1000 * (_now() - begin))
+    step = median(times)  # a block that is compressed meanwhile is not in it
     return {"kl": kl.tolist(), "same": same.tolist(), "tail_bytes": held, "packed_bytes": packed, "step_ms": step}
-
-
-def row(record: Record, begin: int) -> str:
-    """A line of the table; figures are of the positions from ``begin`` on."""
-    kl, same = (over_documents(record[name][begin:]) for name in ("kl", "same"))
-    block = record["block"] or "none"
-    held = (record["tail_bytes"] + record["packed_bytes"]) / record["full_bytes"]
-    return (
-        f"| {record['budget']:.3g} | {block} | {kl.mean:.4f} ({kl.low:.4f} to {kl.high:.4f}) | {same.mean:.3f} "
-        f"({same.low:.3f} to {same.high:.3f}) | {held:.1%} | {record['step_ms']:.2f} |"
-    )
-
-
-def over_documents(scores: list[list[float]]) -> Estimate:
-    """The mean of ``[N][B]`` with its interval over the documents."""
-    means = torch.tensor(scores).mean(0).tolist()
-    found = estimate({("document", str(i)): value for i, value in enumerate(means)})
-    assert found is not None
-    return found
 
 
 def _now() -> float:
@@ -158,12 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     length = options.prompt + options.answer
     ids = documents(loaded.tokenizer, options.texts, options.documents, length).to(loaded.device)
     full = full_logits(loaded.model, ids, options.prompt)
-    begin = min(2 * max(options.blocks), options.answer // 2)
-    print(
-        f"{len(ids)} documents, prompts of {options.prompt} tokens; figures are of tokens {begin} to {options.answer}"
-    )
-    print("| budget | block | KL to the full cache | same likeliest token | held | ms a step |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    records: list[Record] = []
     for budget in options.budgets:
         for block in options.blocks:
             engine = Engine(loaded.model, CompressionConfig(budget=budget), tail_block=block or None)
@@ -171,15 +150,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             record |= {"kind": "long answers", "model": options.model, "budget": budget, "block": block}
             record |= {"prompt": options.prompt, "answer": options.answer, "full_bytes": full_bytes(loaded.model, ids)}
             record |= {"device": torch.cuda.get_device_name() if ids.is_cuda else "cpu", "dtype": loaded.dtype}
+            records.append(compact(record))
             with options.out.open("a") as file:
-                file.write(json.dumps(compact(record)) + "\n")
-            print(row(record, begin), flush=True)
+                file.write(json.dumps(records[-1]) + "\n")
+    print(table(records))
 
 
 def compact(record: Record) -> Record:
-    """The record with its scores as means of 64 positions, which is what a line of results can hold."""
+    """The record with its scores as means of `SPAN` positions, which is what a line of results can hold."""
     means = {
-        name: [[round(v, 5) for v in part.mean(0).tolist()] for part in torch.tensor(record[name]).split(64)]
+        name: [[round(v, 5) for v in part.mean(0).tolist()] for part in torch.tensor(record[name]).split(SPAN)]
         for name in ("kl", "same")
     }
     return record | means | {"step_ms": round(record["step_ms"], 3)}

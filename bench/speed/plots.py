@@ -71,7 +71,8 @@ def throughput(axes: Axes, records: list[Record]) -> None:
                 continue
             best = max(found, key=lambda r: r["batch"])
             rate = 1000 * best["batch"] / best[f"{way}_ms"]
-            axes.bar(place + shift, rate, 0.38, color=WAYS[way][1])
+            label, colour = WAYS[way]
+            axes.bar(place + shift, rate, 0.38, color=colour, label=label if place == 0 else None)
             axes.annotate(f"{rate:,.0f}\n(batch {best['batch']})", (place + shift, rate), ha="center", va="bottom")
     axes.set_xticks(range(len(lengths)), [f"{tokens // 1024}K" for tokens in lengths])
     axes.set(ylabel="tokens a second", xlabel="tokens of each prompt", title="Many sequences: throughput")
