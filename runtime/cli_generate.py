@@ -99,6 +99,7 @@ def generation_request(settings: RunSettings, text: str) -> GenerationRequest:
         chat=settings.chat,
         compress_first=settings.compress_first,
         max_new_tokens=settings.max_new_tokens,
+        tail_block=settings.tail_block,
         temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,

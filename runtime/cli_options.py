@@ -86,6 +86,12 @@ RUN_OPTIONS: list[Callable[[Any], Any]] = [
     CHAT,
     switch("compress-first", "Compress the prompt before the question is seen."),
     click.option("--max-new-tokens", type=int, metavar="N", help="Longest answer.  [default: 64]"),
+    click.option(
+        "--tail-block",
+        type=int,
+        metavar="N",
+        help="Compress a long answer in blocks of N tokens, 0 for never.  [default: 1024]",
+    ),
     *COMPRESSION_OPTIONS,
     BACKEND,
     PLUGIN,

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from .cache import CompressedCache
 from .config import CompressionConfig
+from .engine.blocks import TailBlock
 from .engine.sampling import Sampling
 from .errors import ConfigError
 from .full_generation import generate_full, now
@@ -24,6 +25,8 @@ class GenerationRequest(Sampling, frozen=True, forbid_unknown_fields=True, kw_on
         question: appended to the prompt, see `build_prompt`.
         chat: use the tokenizer's chat template.
         compress_first: compress the text before the question is seen.
+        tail_block: tokens of a block in which a long answer is compressed, see `Engine`; 0 for never, None for the
+            engine's own choice.
 
     Raises:
         ConfigError: a value out of range.
@@ -33,6 +36,7 @@ class GenerationRequest(Sampling, frozen=True, forbid_unknown_fields=True, kw_on
     question: str | None = None
     chat: bool = False
     compress_first: bool = False
+    tail_block: int | None = None
 
 
 class Seconds(msgspec.Struct, frozen=True):
@@ -127,7 +131,8 @@ def _run_engine(
 
     times = [now(loaded.device)]
     try:
-        engine = Engine(loaded.model, compression, loaded.tokenizer)
+        block: TailBlock = "auto" if request.tail_block is None else request.tail_block or None
+        engine = Engine(loaded.model, compression, loaded.tokenizer, tail_block=block)
         document = engine.compress(prompt.text) if cache is None else CompressedPrompt(cache, None)
         pieces = []
         for piece in engine.stream([prompt.turn], request, after=document):

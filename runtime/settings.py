@@ -34,6 +34,7 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     chat: bool = False
     compress_first: bool = False
     max_new_tokens: int = 64
+    tail_block: int | None = None
     preset: str | None = None
     scorer: str | None = None
     allocator: str | None = None

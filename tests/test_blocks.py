@@ -14,7 +14,7 @@ from rdkv.kernels.backends import ChosenBackend
 from rdkv.kernels.packed import PINNED
 from rdkv.plugins.rdkv.format import MixedBit
 from rdkv.runtime.engine.batch import Batch
-from rdkv.runtime.engine.blocks import WINDOW, RecentQueries
+from rdkv.runtime.engine.blocks import TAIL_BLOCK, WINDOW, RecentQueries
 from rdkv.runtime.engine.engine import Engine
 from rdkv.runtime.engine.runner import Runner
 from rdkv.runtime.engine.sampling import Sampling
@@ -134,6 +134,17 @@ def test_the_engine_takes_the_option(tiny_model: Callable[..., Any]) -> None:
         assert mine.tokens[: 2 * WINDOW] == theirs.tokens[: 2 * WINDOW]
     with pytest.raises(ConfigError, match=f"tail_block is 8; it must be at least {WINDOW} tokens"):
         engine(tiny_model, 0.3, 8)
+
+
+def test_blocks_by_default_where_the_budget_is_a_share(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("llama")
+
+    def block(**budget: Any) -> int | None:
+        return Engine(model, rdkv.CompressionConfig(**budget)).tail_block
+
+    assert block(budget=0.3) == TAIL_BLOCK
+    assert block(budget=1.0) is block(budget_tokens=40) is block(budget_bytes=9000) is None
+    assert Engine(model, rdkv.CompressionConfig(budget=1.0), tail_block=WINDOW).tail_block == WINDOW
 
 
 def test_queries_are_kept_in_order() -> None:

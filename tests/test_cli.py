@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rdkv import __version__
 from rdkv.runtime.cli import run
+from rdkv.runtime.engine import batch
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4
 pytestmark = pytest.mark.usefixtures("own_streams")
@@ -65,6 +67,21 @@ def test_other_budgets(capsys: pytest.CaptureFixture[str], arguments: Arguments,
     assert (report["retention"] == 1.0) == (budget == ["--full-cache"])
     if budget[0] == "--budget-bytes":
         assert report["cache_bytes"] <= 9000
+
+
+@pytest.mark.parametrize(("flags", "blocks"), [(["--tail-block", "64"], 2), (["--tail-block", "0"], 0), ([], 0)])
+def test_long_answers_in_blocks(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch, flags: list[str], blocks: int
+) -> None:
+    compressed, original = [], batch.compress_oldest
+
+    def counted(*more: Any) -> None:
+        compressed.append(more)
+        original(*more)
+
+    monkeypatch.setattr(batch, "compress_oldest", counted)
+    assert run(arguments("--max-new-tokens", "200", "--seed", "1", "--temperature", "1", *flags)) == 0
+    assert len(compressed) == blocks
 
 
 def test_config_file(capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def rdkv_allocators():
         (["--prompt", ""], "0.1", "the prompt is empty"),
         (["--prompt", "a" * 600], "0.1", "the prompt has 600 tokens, but the model's window is 512"),
         (["--max-new-tokens", "0"], "0.1", "max_new_tokens is 0"),
+        (["--tail-block", "8"], "0.1", "tail_block is 8; it must be at least 64"),
         (["--temperature", "-1"], "0.1", "temperature is -1.0"),
         (["--compress-first"], "0.1", "there is no question"),
         (["--model", "./nowhere"], "0.1", "no such folder or file"),

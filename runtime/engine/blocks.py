@@ -5,11 +5,13 @@ A block is scored by the newest queries, allocated and packed as a prompt of its
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from ..config import CompressionConfig
+from ..errors import ConfigError
 from ..interfaces import CacheFormat, PackedSegment
 from ..observation import Observation
 from ..pipeline import Pending, Pipeline
@@ -19,6 +21,24 @@ if TYPE_CHECKING:
     from .batch import BatchLayer
 
 WINDOW = 64  # newest tokens whose queries observe a block
+TAIL_BLOCK = 1024  # tokens of a block unless somebody says otherwise; docs/engine.md has what several sizes cost
+TailBlock = int | Literal["auto"] | None
+
+
+def block_size(asked: TailBlock, compression: CompressionConfig) -> int | None:
+    """Tokens of a block, None for no blocks.
+
+    With ``auto`` they are of `TAIL_BLOCK` wherever the budget is a share of the bytes and below all of them: a budget
+    that is a number is the prompt's.
+
+    Raises:
+        ConfigError: a block of fewer tokens than observe it.
+    """
+    if asked == "auto":
+        return TAIL_BLOCK if (compression.budget or 1.0) < 1.0 else None
+    if asked is not None and asked < WINDOW:
+        raise ConfigError(f"tail_block is {asked}; it must be at least {WINDOW} tokens, or None")
+    return asked
 
 
 class RecentQueries:

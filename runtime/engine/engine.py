@@ -17,7 +17,7 @@ from ..prompt import check_window, encode
 from ..support import text_config
 from .answer import Answer, Completion, Piece, end_tokens
 from .batch import Batch
-from .blocks import WINDOW
+from .blocks import TailBlock, block_size
 from .fused import forward_of
 from .runner import Runner
 from .sampling import Sampling
@@ -57,7 +57,8 @@ class Engine:
         compression: what compresses each prompt, and the budget.
         tokenizer: for prompts and stop texts that are text, and the text of answers.
         tail_block: for long answers: whenever every sequence has twice as many tokens after its prompt, compress so
-            many of the oldest, with the same settings. None keeps all of them at 16 bits.
+            many of the oldest, with the same settings. ``auto`` is `TAIL_BLOCK` where ``compression.budget`` is set and
+            below 1, and None otherwise, which keeps all of them at 16 bits.
 
     Raises:
         UnsupportedModelError: the model cannot use a compressed cache.
@@ -70,12 +71,10 @@ class Engine:
         compression: CompressionConfig,
         tokenizer: Any | None = None,
         *,
-        tail_block: int | None = None,
+        tail_block: TailBlock = "auto",
     ) -> None:
         CompressedCache(model.config, compression)  # refuses early
-        if tail_block is not None and tail_block < WINDOW:
-            raise ConfigError(f"tail_block is {tail_block}; it must be at least {WINDOW} tokens, or None")
-        self.tail_block = tail_block
+        self.tail_block = block_size(tail_block, compression)
         self.model, self.compression, self.tokenizer = model, compression, tokenizer
         self.forward = forward_of(model)
 
@@ -87,7 +86,7 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         *,
-        tail_block: int | None = None,
+        tail_block: TailBlock = "auto",
     ) -> Engine:
         """An engine for the model called ``name``; other arguments and errors as of `load_model`."""
         loaded = load_model(name, device, dtype, lambda config: CompressedCache(config, compression))
