@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 HERE = Path(__file__).parent
-ENGINES = 2  # at once
+ON_GPU = torch.cuda.is_available()
+ENGINES = 1 if ON_GPU else 2  # at once
 SECONDS = 400  # that an engine may take; a loaded machine needs a minute to import SGLang
 
 
@@ -38,7 +41,8 @@ class Case:
         """The report of `sglang_engine`."""
         engine = {"model_path": str(model), **self.engine}
         case = {"prompts": self.prompts, "new": self.new, "engine": engine, "spread": self.spread, "abort": self.abort}
-        path = os.pathsep.join(filter(None, [str(HERE / "standins"), os.environ.get("PYTHONPATH")]))
+        standins = None if ON_GPU else str(HERE / "standins")  # for what is compiled for GPUs alone
+        path = os.pathsep.join(filter(None, [standins, os.environ.get("PYTHONPATH")]))
         variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         variables |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **self.environment}
         with tempfile.TemporaryDirectory() as folder:

@@ -13,10 +13,12 @@ from typing import Any
 def main(case: dict[str, Any], result: Path) -> None:
     """Serve the case's prompts; ``abort`` says which requests to abort a little later."""
     import sglang
+    import torch
 
+    place = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
     engine = sglang.Engine(
-        device="cpu",
-        dtype="float32",
+        device=place[0],
+        dtype=place[1],
         sampling_backend="pytorch",
         skip_tokenizer_init=True,
         disable_radix_cache=True,

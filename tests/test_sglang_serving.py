@@ -1,4 +1,7 @@
-"""Real SGLang on a CPU with compressed prompts: the tokens of stock SGLang, or of our own cache, and nothing lost."""
+"""Real SGLang with compressed prompts: the tokens of stock SGLang, or of our own cache, and nothing lost.
+
+On a CPU in float32, and to the token. On a GPU in bfloat16, where other kernels round otherwise, see `assert_alike`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from sglang_cases import Case, run_all
+from sglang_cases import ON_GPU, Case, run_all
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import rdkv
@@ -51,13 +54,13 @@ def cases() -> dict[str, Case]:
     new = [24] * len(PROMPTS)
     identity = {"budget": 1.0}
     prompts, lengths, abort = many()
-    stock = {"attention_backend": "torch_native", "max_total_tokens": 4096}
+    stock = {"attention_backend": "triton" if ON_GPU else "torch_native", "max_total_tokens": 4096}
     retracting = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "3", **STRICT}
     chunks = {"chunked_prefill_size": 64}
     by_head = {"budget": 0.4, "allocator_options": {"scope": "head"}}
     # Room for a few prompts of the average length, beside the tables: the others wait.
     small = {"budget": 1.0, "arena_bytes": 600_000}
-    return {
+    made = {
         "stock": Case(PROMPTS, new, stock),
         "overlap": Case(PROMPTS, new, rdkv_engine(identity), STRICT),
         "chunks": Case(PROMPTS, new, rdkv_engine(identity, **chunks, disable_overlap_schedule=True), STRICT),
@@ -68,6 +71,9 @@ def cases() -> dict[str, Case]:
         "stock-many": Case(prompts, lengths, {**stock, **chunks}),
         "many": Case(prompts, lengths, rdkv_engine(small, **chunks), spread=0.05, abort=abort),
     }
+    if ON_GPU and torch.cuda.device_count() < 2:
+        del made["two-ranks"]
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -99,42 +105,58 @@ def tokens(report: dict[str, Any]) -> list[list[int]]:
     return [answer["tokens"] for answer in report["answers"]]
 
 
+def assert_alike(mine: list[list[int]], theirs: list[list[int]]) -> None:
+    """The same tokens; on a GPU most: what follows a token that two kernels choose differently is free."""
+    if not ON_GPU:
+        assert mine == theirs
+        return
+    same = 0
+    for ours, others in zip(mine, theirs, strict=True):
+        differ = [i for i, pair in enumerate(zip(ours, others, strict=True)) if len(set(pair)) > 1]
+        same += differ[0] if differ else len(ours)
+    assert same >= 0.8 * sum(map(len, theirs))
+
+
 @pytest.mark.parametrize("name", ["overlap", "chunks", "retraction"])
 def test_identity_gives_the_same_tokens(reports: Reports, name: str) -> None:
-    assert tokens(reports[name]) == tokens(reports["stock"])
-    assert reports[name]["again"] == tokens(reports["stock"])[0]
+    assert_alike(tokens(reports[name]), tokens(reports["stock"]))
+    assert_alike([reports[name]["again"]], tokens(reports["stock"])[:1])
     if name == "retraction":
         assert sum(answer["retractions"] for answer in reports[name]["answers"]) > 0
 
 
 def test_compressed_as_the_cache(reports: Reports, model: Path) -> None:
     """The plan of each prompt is that of `rdkv.CompressedCache`, window and all, though it was read in chunks."""
-    reference = rdkv.attach(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
+    device, dtype = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float32)
+    reference = rdkv.attach(AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device))
     reference.generation_config.eos_token_id = None
-    for prompt, got in zip(PROMPTS, tokens(reports["compressed"]), strict=True):
+    expected = []
+    for prompt in PROMPTS:
         cache = rdkv.CompressedCache(reference.config, rdkv.CompressionConfig(budget=0.4))
-        ids = torch.tensor([prompt])
+        ids = torch.tensor([prompt], device=device)
         output = reference.generate(ids, past_key_values=cache, max_new_tokens=24, do_sample=False, pad_token_id=0)
-        assert output[0, len(prompt) :].tolist() == got
+        expected.append(output[0, len(prompt) :].tolist())
         if len(prompt) > 20:
             assert f"{len(prompt)} tokens packed to" in reports["compressed"]["log"]
+    assert_alike(tokens(reports["compressed"]), expected)
     assert tokens(reports["compressed"]) != tokens(reports["stock"])
 
 
+@pytest.mark.skipif(ON_GPU and torch.cuda.device_count() < 2, reason="needs two GPUs, or none")
 def test_two_ranks_give_the_tokens_of_one(reports: Reports) -> None:
     """Where heads do not compete: a rank sees its own alone."""
-    assert tokens(reports["two-ranks"]) == tokens(reports["one-rank"])
+    assert_alike(tokens(reports["two-ranks"]), tokens(reports["one-rank"]))
 
 
 def test_requests_come_and_go(reports: Reports) -> None:
     """Some wait for the arena, some are aborted; the others answer as stock SGLang does."""
-    ended = 0
+    ended, expected = 0, []
     for answer, stock in zip(reports["many"]["answers"], reports["stock-many"]["answers"], strict=True):
-        if answer["finish"] == "abort":
-            assert answer["tokens"] == stock["tokens"][: len(answer["tokens"])]
-        else:
+        expected.append(stock["tokens"][: len(answer["tokens"])])
+        if answer["finish"] != "abort":
             ended += 1
-            assert answer["tokens"] == stock["tokens"]
+            assert len(answer["tokens"]) == len(stock["tokens"])
+    assert_alike(tokens(reports["many"]), expected)
     assert MANY - 12 <= ended < MANY
     assert reports["many"]["state"]["admissions_put_off"] > 0
 
