@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from torch import Tensor
 
 from ..kernels import naive_filling
-from ..kernels.available import triton_takes
+from ..kernels.available import kernels_for
 from .steps import Steps
 from .waterlevel import Search
 
@@ -30,7 +28,7 @@ def fill(
         anchored: whether each head with steps makes its first before any head makes more.
         water: ``[P, L]`` or ``[1, L]``, falling water levels of the first round.
     """
-    kernels = _kernels(weight)
+    kernels = kernels_for("filling", weight)
     columns = (steps.bar, steps.price, steps.limit if anchored else None)
     for _ in range(rounds - 1):
         water = kernels.narrowed(weight, *columns, water, need, search.unit)
@@ -43,12 +41,3 @@ def fill(
 def unspent(steps: Steps, boundary: Tensor, need: Tensor) -> Tensor:
     """Bits that are left, ``[P, 1]`` float64; negative where even the dearest water level was not affordable."""
     return naive_filling.unspent(steps.price, boundary, need)
-
-
-def _kernels(weight: Tensor) -> ModuleType:
-    """`kernels.filling` where it can run, else its twin in plain PyTorch."""
-    if triton_takes(weight):
-        from ..kernels import filling  # not above: it needs Triton
-
-        return filling
-    return naive_filling

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .problem import Problem, item_kernels
+from ..kernels.available import kernels_for
+from .problem import Problem
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class Items:
             boundary: ``[P, h, S]`` index of the lightest block that makes each step.
             width: ``[P, h, S + 1]`` width after so many steps.
         """
-        bits: Tensor = item_kernels(self.order).spread(boundary, width, self.order, self.block, self.count)
+        bits: Tensor = kernels_for("items", self.order).spread(boundary, width, self.order, self.block, self.count)
         return bits
 
 
 def items(problem: Problem, block: int) -> Items:
     """Sort the tokens of a problem; among equal weights later tokens count as heavier."""
     ranked, order = problem.token.sort(dim=-1, stable=True)
-    weight, mass = item_kernels(ranked).block_weights(ranked, block, problem.pinned is not None)
+    weight, mass = kernels_for("items", ranked).block_weights(ranked, block, problem.pinned is not None)
     return Items(weight, mass, order, block)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Annotated
 
 import msgspec
 import torch
 from torch import Tensor
 
-from ..kernels import naive_items
-from ..kernels.available import triton_takes
+from ..kernels.available import kernels_for
 from ..runtime.interfaces import PluginOptions, Scope
 from ..runtime.ladder import Ladder
 from ..runtime.plan import BitPlan, Budget, Scores
@@ -73,16 +71,7 @@ def pose(scores: Scores, ladder: Ladder, budget: Budget, scope: Scope) -> Proble
         available = torch.full((rows[0], 1), float(bits), dtype=torch.float64, device=token.device)
         return Problem(token, channel, None, available, (batch, heads))
     affordable = bits // (2 * rows[1] * ladder.pinned_cost)  # a head; half is left for the rest
-    kernels = item_kernels(token)
+    kernels = kernels_for("items", token)
     token, pinned, count = kernels.set_apart(token, scores.pinned.reshape(token.shape), affordable)
     available = bits - count.sum(1, keepdim=True, dtype=torch.float64) * ladder.pinned_cost
     return Problem(token, channel, pinned, available, (batch, heads))
-
-
-def item_kernels(token: Tensor) -> ModuleType:
-    """`kernels.items` where it can run, else its twin in plain PyTorch."""
-    if triton_takes(token):
-        from ..kernels import items  # not above: it needs Triton
-
-        return items
-    return naive_items

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from ..kernels import naive_waterlevel
-from ..kernels.available import triton_takes
+from ..kernels.available import kernels_for
 from ..kernels.naive_items import LEAST_WEIGHT
 from .items import Items
 from .points import Points
@@ -75,7 +73,7 @@ def key_points(items: Items, points: Points, available: Tensor, search: Search) 
     Returns:
         The choices, ``[P, h]`` points each, and water levels ``[P, M]`` to fill them to.
     """
-    steps, kernels = Steps.of(points.rows), _kernels(items.weight)
+    steps, kernels = Steps.of(points.rows), kernels_for("waterlevel", items.weight)
     columns = (steps.bar, steps.price, steps.gain, steps.limit)
     water, wanted = search.first, 2 if search.exact else 1
     for factor in (*search.finer, search.around):
@@ -84,12 +82,3 @@ def key_points(items: Items, points: Points, available: Tensor, search: Search) 
         last = wanted if factor is search.around else 0
         chosen, water = kernels.bracket(point, bits, available, water, factor, last)
     return chosen.unbind(2), water
-
-
-def _kernels(weight: Tensor) -> ModuleType:
-    """`kernels.waterlevel` where it can run, else its twin in plain PyTorch."""
-    if triton_takes(weight):
-        from ..kernels import waterlevel  # not above: it needs Triton
-
-        return waterlevel
-    return naive_waterlevel

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite, isnan
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from ..kernels import naive_checking
-from ..kernels.available import triton_takes
+from ..kernels.available import kernels_for
 from ..kernels.naive_checking import NO_WIDTH
 from .discovery import one_line
 from .errors import PluginError, RdkvError
@@ -76,13 +74,13 @@ def examine_scores(scores: Scores, observation: Observation, scorer: str) -> Fin
             if low < 0:
                 raise PluginError(f"{where}: some {name} scores are negative ({low:.3g})")
 
-    figures: Tensor = _kernels(scores.token).score_figures(scores.token, scores.channel)
+    figures: Tensor = kernels_for("checking", scores.token).score_figures(scores.token, scores.channel)
     return Finding(figures, judge)
 
 
 def defuse(scores: Scores, finding: Finding) -> Scores:
     """Scores that any allocator survives: all zero where their finding is going to object."""
-    token, channel = _kernels(scores.token).sound_scores(scores.token, scores.channel, finding.figures)
+    token, channel = kernels_for("checking", scores.token).sound_scores(scores.token, scores.channel, finding.figures)
     return Scores(token, channel, scores.pinned)
 
 
@@ -134,23 +132,14 @@ def examine_plan(
 
     tensors = (plan.value_bits, plan.key_bits, plan.pinned)
     prices = ladder.prices(scores.token.device)
-    figures: Tensor = _kernels(scores.token).plan_figures(*tensors, prices, scope == "head", layers)
+    figures: Tensor = kernels_for("checking", scores.token).plan_figures(*tensors, prices, scope == "head", layers)
     return Finding(figures, judge)
 
 
 def defuse_plan(plan: BitPlan, finding: Finding) -> BitPlan:
     """A plan that any format survives: it keeps nothing where its finding is going to object to its widths."""
     tensors = (plan.value_bits, plan.key_bits, plan.pinned)
-    return BitPlan(*_kernels(plan.value_bits).sound_plan(*tensors, finding.figures))
-
-
-def _kernels(tensor: Tensor) -> ModuleType:
-    """`kernels.checking` where it can run, else its twin in plain PyTorch."""
-    if triton_takes(tensor):
-        from ..kernels import checking  # not above: it needs Triton
-
-        return checking
-    return naive_checking
+    return BitPlan(*kernels_for("checking", plan.value_bits).sound_plan(*tensors, finding.figures))
 
 
 def check_segment(segment: PackedSegment, promised: int, format_: str, layer: int) -> None:

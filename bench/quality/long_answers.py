@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -26,6 +25,7 @@ from rdkv.runtime.engine.batch import Batch
 from rdkv.runtime.engine.engine import Engine
 from rdkv.runtime.engine.runner import Runner
 from rdkv.runtime.engine.sampling import Sampling
+from rdkv.runtime.full_generation import now
 from rdkv.runtime.loading import load_model
 from rdkv.runtime.storage import storage_bytes
 
@@ -106,17 +106,11 @@ def measure(engine: Engine, ids: Tensor, prompt: int, full: Tensor) -> Record:
     packed = storage_bytes(t for layer in batch.layers for _, part in layer.parts for t in part.tensors())
     times = []
     for _ in range(TIMED):
-        begin = _now()
+        begin = now(ids.device.type)
         runner.step()
-        times.append(1000 * (_now() - begin))
+        times.append(1000 * (now(ids.device.type) - begin))
     step = median(times)  # a block that is compressed meanwhile is not in it
     return {"kl": kl.tolist(), "same": same.tolist(), "tail_bytes": held, "packed_bytes": packed, "step_ms": step}
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def parser() -> argparse.ArgumentParser:

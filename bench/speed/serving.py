@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from ..machine import describe
+from .compress import LLAMA_8B
 
 PORT = 30123
 START_SECONDS = 420
@@ -39,20 +40,9 @@ LOAD = re.compile(r"(\d+)x(\d+)x(\d+)@(inf|[\d.]+)")
 
 def make_model(folder: Path, layers: int) -> None:
     """A configuration of Llama-3.1-8B's shape, and a tokenizer with a word for every token."""
-    config = LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=4096,
-        intermediate_size=14_336,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=140_000,
-        rope_theta=500_000.0,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
+    more = {"num_hidden_layers": layers, "head_dim": 128, "max_position_embeddings": 140_000}
+    more |= {"tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1}
+    config = LlamaConfig(**(LLAMA_8B | more))
     config.architectures, config.dtype = ["LlamaForCausalLM"], "bfloat16"
     config.save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(config.vocab_size)}, unk_token="t2"))

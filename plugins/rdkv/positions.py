@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels import naive, naive_positions
-from ...kernels.available import triton_takes
+from ...kernels import naive
+from ...kernels.available import kernels_for
 from ...kernels.naive_positions import VALUE_CLASSES
 
 
@@ -34,11 +34,7 @@ class Positions:
             bits, pinned: ``[R, T]`` uint8 and bool.
             kept_total, pinned_total: how many tokens of all rows are kept without being pinned, and pinned.
         """
-        if triton_takes(bits):
-            from ...kernels import positions  # not above: it needs Triton
-
-            return cls(*positions.listed(bits, pinned, kept_total, pinned_total))
-        return cls(*naive_positions.listed(bits, pinned, kept_total, pinned_total))
+        return cls(*kernels_for("positions", bits).listed(bits, pinned, kept_total, pinned_total))
 
     def plan(self, tokens: int, pinned: Tensor) -> tuple[Tensor, Tensor]:
         """Bits of each token (16 for pinned ones) and whether it is pinned, ``[R, tokens]`` uint8 and bool.
