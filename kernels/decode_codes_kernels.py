@@ -185,6 +185,13 @@ def fold_query(q_ptr, q_at, channel, scale, norm, ni, NQ: tl.constexpr):
     return (q.to(tl.float32) * norm[None, :] * scale[:, None]).to(tl.float16)
 
 
+@triton.constexpr_function
+def power_of_2(n):
+    """The least power of two that is not below ``n``. SGLang puts another ``triton.next_power_of_2`` in place of
+    Triton's, which kernels cannot call."""
+    return 1 << (n - 1).bit_length()
+
+
 @triton.jit
 def prefetch(words, first, count, end, LINES: tl.constexpr):
     """Ask for ``count`` words from ``first`` on, of those before ``end``: into the L2 cache, without waiting."""

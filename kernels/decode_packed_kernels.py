@@ -24,6 +24,7 @@ from .decode_codes_kernels import (
     key_pairs,
     load_affine,
     load_query,
+    power_of_2,
     prefetch,
     value_words,
     weigh,
@@ -44,9 +45,9 @@ def _prefetch_tile(
 ):  # fmt: skip
     """Ask for a tile's keys, and with ``AHEAD`` for the lowest digits of its values."""
     tile = tile.to(tl.int64)
-    prefetch(key_codes, tile * W * C, W * C, 2 * blocks * C, triton.next_power_of_2(W * COLUMNS // 64))
+    prefetch(key_codes, tile * W * C, W * C, 2 * blocks * C, power_of_2(W * COLUMNS // 64))
     if AHEAD:
-        lines: tl.constexpr = triton.next_power_of_2(W * D // 64)
+        lines: tl.constexpr = power_of_2(W * D // 64)
         prefetch(value_codes, tile * W * 2 * D, W * 2 * D, blocks4 * 4 * D, 2 * lines)
         if tile * (W // 2) >= blocks4:
             prefetch(value_pairs, tile * W * D, W * D, blocks * 2 * D, lines)

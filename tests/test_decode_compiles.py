@@ -50,3 +50,22 @@ print(shared.metadata.shared)
 def test_compiles(shape: dict[str, int]) -> None:
     shared = int(run(SCRIPT, shape))
     assert shared <= 227 << 10  # bytes of shared memory that a program may have
+
+
+def test_kernels_call_nothing_that_others_replace() -> None:
+    """SGLang sets ``triton.next_power_of_2`` to a function of its own; a kernel that names it no longer compiles."""
+    script = """
+import pkgutil, importlib, triton
+triton.next_power_of_2 = lambda n: 1 << (n - 1).bit_length()
+import rdkv.kernels
+from triton.runtime.jit import JITFunction
+seen = 0
+for module in pkgutil.iter_modules(rdkv.kernels.__path__, "rdkv.kernels."):
+    if module.name.endswith("_kernels"):
+        for name, kernel in vars(importlib.import_module(module.name)).items():
+            if isinstance(kernel, JITFunction):
+                kernel.cache_key  # finds what the kernel refers to
+                seen += 1
+print(seen)
+"""
+    assert int(run(script, None)) > 30

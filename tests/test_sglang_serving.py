@@ -34,7 +34,7 @@ Reports = dict[str, dict[str, Any]]
 
 
 def rdkv_engine(config: dict[str, Any], **more: Any) -> dict[str, Any]:
-    text = json.dumps({"min_tokens": 1, **config})
+    text = json.dumps({"min_tokens": 1, "arena_bytes": 50_000_000, **config})
     return {"attention_backend": "rdkv", "rdkv_config": text, "max_total_tokens": 4096, "log_level": "debug", **more}
 
 
@@ -62,7 +62,7 @@ def cases() -> dict[str, Case]:
     small = {"budget": 1.0, "arena_bytes": 600_000}
     made = {
         "stock": Case(PROMPTS, new, stock),
-        "overlap": Case(PROMPTS, new, rdkv_engine(identity), STRICT),
+        "overlap": Case(PROMPTS, new, rdkv_engine({**identity, "arena_bytes": None}), STRICT),  # the default share
         "chunks": Case(PROMPTS, new, rdkv_engine(identity, **chunks, disable_overlap_schedule=True), STRICT),
         "retraction": Case(PROMPTS, new, rdkv_engine(identity, **chunks), retracting),
         "compressed": Case(PROMPTS, new, rdkv_engine({"budget": 0.4}, **chunks), STRICT),

@@ -52,7 +52,7 @@ def make_model(folder: Path, layers: int) -> None:
 
 def servers(arguments: argparse.Namespace) -> dict[str, list[str]]:
     """Flags of each server by name."""
-    config = {"budget": arguments.budget, "arena": arguments.arena, "calibration": "none"}
+    config = {"budget": arguments.budget, "arena": arguments.arena, "prefill": arguments.stock, "calibration": "none"}
     every = {
         "sglang-16bit": ["--attention-backend", arguments.stock],
         "sglang-fp8": ["--attention-backend", arguments.stock, "--kv-cache-dtype", "fp8_e4m3"],
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--arena", type=float, default=0.5)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--most", type=int, default=128, help="sequences at once")
-    parser.add_argument("--stock", default="triton", help="attention backend of the stock servers")
+    parser.add_argument("--stock", default="triton", help="attention backend of the stock servers, and of all that reads prompts")
     parser.add_argument("--seconds", type=int, default=600, help="for one load")
     arguments = parser.parse_args()
     arguments.server = arguments.server or ["sglang-16bit", "sglang-fp8", "rdkv"]
