@@ -16,7 +16,7 @@ import torch
 
 HERE = Path(__file__).parent
 ON_GPU = torch.cuda.is_available()
-ENGINES = 3 if ON_GPU else 2  # at once
+ENGINES = 5 if ON_GPU else 2  # at once
 SECONDS = 400  # that an engine may take; a loaded machine needs a minute to import SGLang
 
 

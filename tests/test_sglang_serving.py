@@ -30,12 +30,14 @@ PROMPTS = [
 ]
 STRICT = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
 MANY = 50
+# Of stock engines, too; larger batches than those that graphs are captured for run without a graph.
+BOTH: dict[str, Any] = {"max_total_tokens": 4096} | ({"cuda_graph_max_bs_decode": 16} if ON_GPU else {})
 Reports = dict[str, dict[str, Any]]
 
 
 def rdkv_engine(config: dict[str, Any], **more: Any) -> dict[str, Any]:
     text = json.dumps({"min_tokens": 1, "arena_bytes": 50_000_000, **config})
-    return {"attention_backend": "rdkv", "rdkv_config": text, "max_total_tokens": 4096, "log_level": "debug", **more}
+    return {"attention_backend": "rdkv", "rdkv_config": text, "log_level": "debug", **BOTH, **more}
 
 
 def many() -> tuple[list[list[int]], list[int], dict[int, list[int]]]:
@@ -54,7 +56,7 @@ def cases() -> dict[str, Case]:
     new = [24] * len(PROMPTS)
     identity = {"budget": 1.0}
     prompts, lengths, abort = many()
-    stock = {"attention_backend": "triton" if ON_GPU else "torch_native", "max_total_tokens": 4096}
+    stock = {"attention_backend": "triton" if ON_GPU else "torch_native", **BOTH}
     retracting = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "3", **STRICT}
     chunks = {"chunked_prefill_size": 64}
     by_head = {"budget": 0.4, "allocator_options": {"scope": "head"}}

@@ -31,13 +31,13 @@ def make_backend(runner: Any, serving: Serving, arena: Arena) -> RdkvBackend:
 
 
 class RdkvBackend(AttentionBackend):  # type: ignore[misc]
-    """Prompts by ``prefill``, whose window is kept on the way; decoding over packed prompts and the pool's tokens."""
+    """Prompts by ``prefill``, which are packed on the way; decoding over packed prompts and the pool's tokens."""
 
     needs_cpu_seq_lens = False
 
     def __init__(self, prefill: Any, runner: Any, serving: Serving, arena: Arena) -> None:
         super().__init__()
-        self._prefill, self._pool, self._windows = prefill, runner.token_to_kv_pool, serving.windows
+        self._prefill, self._pool, self._serving = prefill, runner.token_to_kv_pool, serving
         assert serving.compressor is not None
         self._decode: Decode
         if torch.cuda.is_available() and serving.compression.backend != "torch":
@@ -68,8 +68,9 @@ class RdkvBackend(AttentionBackend):  # type: ignore[misc]
         self, q: Tensor, k: Tensor, v: Tensor, layer: Any, forward_batch: Any, save_kv_cache: bool = True, **more: Any
     ) -> Tensor:
         queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        self._windows.keep(layer.layer_id, queries, layer.scaling)
+        self._serving.windows.keep(layer.layer_id, queries, layer.scaling)
         output: Tensor = self._prefill.forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **more)
+        self._serving.read(layer.layer_id)
         return output
 
     def forward_decode(

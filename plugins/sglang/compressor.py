@@ -1,10 +1,8 @@
-"""A prompt that SGLang has read, packed layer by layer from its pool into the arena."""
+"""Layers of prompts in SGLang's pool, packed into the arena."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,25 +14,10 @@ from ...runtime.errors import ConfigError, RdkvError
 from ...runtime.interfaces import PackedSegment
 from ...runtime.observation import Observation
 from ...runtime.pipeline import Pipeline
-from .windows import QueryWindows
-
-
-@dataclass(frozen=True)
-class Done:
-    """What packing a prompt came to.
-
-    Attributes:
-        nbytes, full_nbytes: bytes of the packed prompt, and of the same tokens at 16 bits, over all layers.
-        seconds: on the host, which waits for each layer's sizes.
-    """
-
-    nbytes: int
-    full_nbytes: int
-    seconds: float
 
 
 class Compressor:
-    """Packs prompts; everything runs on the current stream, after the pass that read the prompt's last token.
+    """Packs layers; everything runs on the current stream, that of the pass that reads the prompt's last token.
 
     Attributes:
         host_counts: of the prompts in the arena, by place and layer.
@@ -70,38 +53,13 @@ class Compressor:
         packed = getattr(segment, "packed", None)
         return packed if isinstance(packed, Packed) else None
 
-    def compress(self, place: int, tokens: int, region: slice, windows: QueryWindows, owner: str) -> Done:
-        """Pack the first ``tokens`` tokens of a request's row into its region.
-
-        Args:
-            place: the request's row in SGLang's tables.
-            region: bytes of each layer.
-            windows: where the queries of ``owner`` are.
-        """
-        start, used = time.perf_counter(), 0
-        slots = self._requests.req_to_token[place, :tokens].long()
-        counts: list[HostCounts] = []
-        ahead: tuple[int, Callable[[], PackedSegment]] | None = None
-        for layer in range(self.arena.shape.layers):
-            queries = windows.take(owner, layer)
-            begun = layer, self._begin(layer, slots, queries, windows.scales[layer])
-            if ahead is not None:  # the device has this layer to score by now, and is not idle while the host waits
-                used += self._finish(*ahead, place, region, counts)
-            ahead = begun
-        assert ahead is not None
-        used += self._finish(*ahead, place, region, counts)
-        self.arena.prompt_tokens[place] = tokens
-        self.host_counts[place] = counts
-        shape = self.arena.shape
-        full = shape.layers * shape.heads * tokens * 4 * shape.dim
-        return Done(used + shape.layers * shape.table_bytes, full, time.perf_counter() - start)
-
     def skip(self, place: int) -> None:
         """Note that the prompt at ``place`` stays in SGLang's pool."""
         self.arena.clear(place)
         self.host_counts.pop(place, None)
 
-    def _begin(self, layer: int, slots: Tensor, queries: Tensor, scale: float) -> Callable[[], PackedSegment]:
+    def begin(self, layer: int, slots: Tensor, queries: Tensor, scale: float) -> Callable[[], PackedSegment]:
+        """Begin to pack the tokens at ``slots`` of the pool; see `Pipeline.begin`."""
         keys, values = (
             buffer[slots].transpose(0, 1).unsqueeze(0)  # [1, H, T, D]
             for buffer in (self._pool.get_key_buffer(layer), self._pool.get_value_buffer(layer))
@@ -110,20 +68,19 @@ class Compressor:
         (plan,) = self.pipeline.allocate([pending])
         return self.pipeline.begin(pending, plan)
 
-    def _finish(
-        self,
-        layer: int,
-        finish: Callable[[], PackedSegment],
-        place: int,
-        region: slice,
-        counts: list[HostCounts],
-    ) -> int:
-        """Finish a layer and copy it into the arena; returns its bytes there."""
+    def finish(
+        self, layer: int, finish: Callable[[], PackedSegment], place: int, region: slice
+    ) -> tuple[int, HostCounts]:
+        """Finish a layer and copy it into the arena; its bytes there, and its counts."""
         packed = self._packed(finish())
         assert packed is not None, self.pipeline.config.format
         if packed.pinned_keys.numel() and packed.pinned_keys.dtype != self.arena.shape.dtype:
             raise RdkvError(
                 f"layer {layer}: keys or values exceed the range of {self.arena.shape.dtype}; serve in bfloat16"
             )
-        counts.append(packed.host_counts)
-        return self.arena.write(layer, place, region, packed)
+        return self.arena.write(layer, place, region, packed), packed.host_counts
+
+    def slots(self, place: int, tokens: int) -> Tensor:
+        """Where the pool has the first ``tokens`` tokens of a row, ``[T]``."""
+        slots: Tensor = self._requests.req_to_token[place, :tokens].long()
+        return slots

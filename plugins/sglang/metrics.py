@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .ledger import Ledger
 
 if TYPE_CHECKING:
-    from .compressor import Done
+    from .packing import Done
 
 logger = logging.getLogger("sglang.rdkv")
 

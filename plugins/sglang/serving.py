@@ -18,6 +18,7 @@ from .hooks import hook
 from .ledger import Ledger
 from .metrics import Metrics
 from .options import DEFAULT_WINDOW, parse
+from .packing import Packing
 from .refusals import NAME, check_model
 from .sizes import arena_shape, rank_config, region_bytes
 from .windows import Chunk, QueryWindows
@@ -67,6 +68,7 @@ class Serving:
         self.compressor: Compressor | None = None
         self.put_off = 0
         self._packed: list[Packed] = []
+        self._packings: list[Packing] = []  # of the current pass
 
     def install(self) -> None:
         """Put every hook in place, and the backend under its name."""
@@ -147,29 +149,37 @@ class Serving:
         return result
 
     def forward(self, original: Callable[..., Any], worker: Any, batch: Any, *more: Any, **named: Any) -> Any:
-        """Run a batch; pack the prompts that it ends, on the same stream."""
+        """Run a batch; the prompts that it ends are packed on the way, see `read`."""
         reading = batch is not None and batch.forward_mode.is_extend()
         requests = batch.reqs if reading else []
         self.windows.chunks = [
             Chunk(r.rid, r.extend_range.start, r.extend_range.end, len(r.full_untruncated_fill_ids)) for r in requests
         ]
+        ending = [(r, c.total) for r, c in zip(requests, self.windows.chunks, strict=True) if c.end == c.total]
+        packings = [(r, packing) for r, tokens in ending if (packing := self._pack(r, tokens)) is not None]
+        self._packings = [packing for _, packing in packings]
         result = original(worker, batch, *more, **named)
-        for request, chunk in zip(requests, self.windows.chunks, strict=True):
-            if chunk.end == chunk.total:
-                self._pack(request, chunk.total)
-        self.windows.chunks = ()
+        for request, packing in packings:
+            self.metrics.compressed(request.rid, packing.tokens, packing.finish())
+            self._packed.append(Packed(request, packing.place, packing.tokens))
+        for request, _ in ending:
+            self.windows.drop(request.rid)
+        self.windows.chunks, self._packings = (), []
         return result
 
-    def _pack(self, request: Any, tokens: int) -> None:
+    def _pack(self, request: Any, tokens: int) -> Packing | None:
+        """What packs a prompt whose last tokens are about to be read; None for one that stays in the pool."""
         assert self.compressor is not None
         region = self.ledger.region(request.rid)
         if region is None:
             self.compressor.skip(request.req_pool_idx)
-        else:
-            done = self.compressor.compress(request.req_pool_idx, tokens, region, self.windows, request.rid)
-            self._packed.append(Packed(request, request.req_pool_idx, tokens))
-            self.metrics.compressed(request.rid, tokens, done)
-        self.windows.drop(request.rid)
+            return None
+        return Packing(self.compressor, request.req_pool_idx, tokens, region, self.windows, request.rid)
+
+    def read(self, layer: int) -> None:
+        """A layer has read its part of the batch: pack the prompts that end there."""
+        for packing in self._packings:
+            packing.read(layer)
 
     def give_back(self, result: Any, processor: Any, *more: Any, **named: Any) -> None:
         """Give the slots of packed prompts back to SGLang's pool, once it has taken note of the batch."""
