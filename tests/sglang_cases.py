@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,22 @@ class Case:
             return report
 
 
-def run_all(cases: dict[str, Case], model: Path) -> dict[str, dict[str, Any]]:
-    """Reports by name."""
-    with ThreadPoolExecutor(ENGINES) as pool:
-        return dict(zip(cases, pool.map(lambda case: case.run(model), cases.values()), strict=True))
+class Reports(Mapping[str, dict[str, Any]]):
+    """Reports of cases by name, which run some at a time; one that failed raises where it is asked for."""
+
+    def __init__(self, cases: dict[str, Case], model: Path) -> None:
+        self._pool = ThreadPoolExecutor(ENGINES)
+        self._reports = {name: self._pool.submit(case.run, model) for name, case in cases.items()}
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return self._reports[name].result()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reports)
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def close(self) -> None:
+        """Wait for those that run; the others do not begin."""
+        self._pool.shutdown(cancel_futures=True)

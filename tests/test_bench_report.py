@@ -56,6 +56,13 @@ def test_estimate_is_a_mean_of_task_means() -> None:
     assert estimate({}) is None
 
 
+def test_tasks_of_one_prompt_are_drawn_among_themselves() -> None:
+    found = estimate({(f"t{i}", 0, 0): float(i % 2) for i in range(16)} | {("many", i, 0): 0.5 for i in range(4)})
+    assert found is not None
+    assert (found.mean, found.n) == (0.5, 20)
+    assert found.low < 0.3 < 0.7 < found.high
+
+
 def test_interval_covers_as_often_as_it_says() -> None:
     draw = np.random.default_rng(1)
     hits = 0

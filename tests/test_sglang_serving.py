@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sglang_cases import ON_GPU, Case, run_all
+from sglang_cases import ON_GPU, Case, Reports
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import rdkv
@@ -32,7 +33,6 @@ STRICT = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PA
 MANY = 50
 # Of stock engines, too; larger batches than those that graphs are captured for run without a graph.
 BOTH: dict[str, Any] = {"max_total_tokens": 4096} | ({"cuda_graph_max_bs_decode": 16} if ON_GPU else {})
-Reports = dict[str, dict[str, Any]]
 
 
 def rdkv_engine(config: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -60,6 +60,7 @@ def cases() -> dict[str, Case]:
     retracting = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "3", **STRICT}
     chunks = {"chunked_prefill_size": 64}
     by_head = {"budget": 0.4, "allocator_options": {"scope": "head"}}
+    ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0", "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "0"}  # others use GPU 0
     # Room for a few prompts of the average length, beside the tables: the others wait.
     small = {"budget": 1.0, "arena_bytes": 600_000}
     made = {
@@ -69,7 +70,7 @@ def cases() -> dict[str, Case]:
         "retraction": Case(PROMPTS, new, rdkv_engine(identity, **chunks), retracting),
         "compressed": Case(PROMPTS, new, rdkv_engine({"budget": 0.4}, **chunks), STRICT),
         "one-rank": Case(PROMPTS, new, rdkv_engine(by_head)),
-        "two-ranks": Case(PROMPTS, new, rdkv_engine(by_head, tp_size=2), {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}),
+        "two-ranks": Case(PROMPTS, new, rdkv_engine(by_head, tp_size=2), ranks),
         "stock-many": Case(prompts, lengths, {**stock, **chunks}),
         "many": Case(prompts, lengths, rdkv_engine(small, **chunks), spread=0.05, abort=abort),
     }
@@ -99,8 +100,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reports(model: Path) -> Reports:
-    return run_all(cases(), model)
+def reports(model: Path) -> Iterator[Reports]:
+    reports = Reports(cases(), model)
+    yield reports
+    reports.close()
 
 
 def tokens(report: dict[str, Any]) -> list[list[int]]:

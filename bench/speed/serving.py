@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -29,12 +30,12 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from ..machine import describe
 from .compress import LLAMA_8B
 
-PORT = 30123
 START_SECONDS = 420
 KEPT = (
     "completed", "duration", "request_throughput", "input_throughput", "output_throughput", "concurrency",
     "mean_ttft_ms", "median_ttft_ms", "p99_ttft_ms", "mean_itl_ms", "median_itl_ms", "p99_itl_ms", "mean_tpot_ms",
 )  # fmt: skip
+DECODING = re.compile(r"Decode batch, #running-req: (\d+),.*?gen throughput \(token/s\): ([\d.]+)")
 LOAD = re.compile(r"(\d+)x(\d+)x(\d+)@(inf|[\d.]+)")
 
 
@@ -62,30 +63,30 @@ def servers(arguments: argparse.Namespace) -> dict[str, list[str]]:
 
 
 @contextmanager
-def serving(folder: Path, flags: list[str], log: Path, most: int) -> Iterator[None]:
+def serving(folder: Path, flags: list[str], log: Path, most: int, port: int) -> Iterator[None]:
     """A server that answers, until the block ends."""
     command = [
         sys.executable, "-m", "sglang.launch_server", "--model-path", str(folder), "--load-format", "dummy",
-        "--port", str(PORT), "--disable-radix-cache", "--sampling-backend", "pytorch", "--cuda-graph-backend-prefill",
+        "--port", str(port), "--disable-radix-cache", "--sampling-backend", "pytorch", "--cuda-graph-backend-prefill",
         "disabled", "--max-running-requests", str(most), "--cuda-graph-max-bs-decode", str(most), *flags,
     ]  # fmt: skip
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
-            _wait(process, log)
+            _wait(process, log, port)
             yield
         finally:
             process.terminate()
             process.wait(60)
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], log: Path, port: int) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended: {_last_error(log)}")
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health_generate", timeout=20).read()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health_generate", timeout=20).read()
             return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(1)
@@ -97,7 +98,7 @@ def _last_error(log: Path) -> str:
     return errors[-1][:300] if errors else "no error in its log"
 
 
-def measure(folder: Path, load: str, seconds: int) -> dict[str, Any]:
+def measure(folder: Path, load: str, seconds: int, port: int) -> dict[str, Any]:
     """What `bench_serving` says of one load."""
     match = LOAD.fullmatch(load)
     assert match is not None, load
@@ -106,7 +107,7 @@ def measure(folder: Path, load: str, seconds: int) -> dict[str, Any]:
         out = Path(scratch) / "out.jsonl"
         command = [
             sys.executable, "-m", "sglang.benchmark.serving", "--backend", "sglang", "--host", "127.0.0.1",
-            "--port", str(PORT), "--model", str(folder), "--dataset-name", "random-ids", "--tokenize-prompt",
+            "--port", str(port), "--model", str(folder), "--dataset-name", "random-ids", "--tokenize-prompt",
             "--random-input-len", given, "--random-output-len", made, "--random-range-ratio", "1.0",
             "--num-prompts", requests, "--request-rate", rate, "--warmup-requests", "1", "--disable-tqdm",
             "--output-file", str(out), "--seed", "1",
@@ -118,9 +119,12 @@ def measure(folder: Path, load: str, seconds: int) -> dict[str, Any]:
     return {name: record[name] for name in KEPT if name in record}
 
 
-def most_running(log: str) -> int:
-    """Most sequences that decoded at once, by a server's log."""
-    return max((int(n) for n in re.findall(r"#running-req: (\d+)", log)), default=0)
+def busiest(log: str) -> dict[str, float]:
+    """Most sequences that decoded at once, by a server's log, and their tokens a second while it was so many."""
+    found = [(int(n), float(rate)) for n, rate in DECODING.findall(log)]
+    most = max((n for n, _ in found), default=0)
+    rates = [rate for n, rate in found if n == most]
+    return {"most_running": most} | ({"decode_throughput": median(rates)} if most else {})
 
 
 def capacity(log: str) -> str:
@@ -138,7 +142,10 @@ def main() -> None:
     parser.add_argument("--arena", type=float, default=0.5)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--most", type=int, default=128, help="sequences at once")
-    parser.add_argument("--stock", default="triton", help="attention backend of the stock servers, and of all that reads prompts")
+    parser.add_argument(
+        "--stock", default="triton", help="attention backend of the stock servers, and of all that reads prompts"
+    )
+    parser.add_argument("--port", type=int, default=30123, help="one for each bench that runs at the same time")
     parser.add_argument("--seconds", type=int, default=600, help="for one load")
     arguments = parser.parse_args()
     arguments.server = arguments.server or ["sglang-16bit", "sglang-fp8", "rdkv"]
@@ -151,7 +158,7 @@ def main() -> None:
             log = arguments.out.with_suffix(f".{name}.log")
             for record in run_server(folder, name, flags, log, arguments):
                 with arguments.out.open("a") as file:
-                    file.write(json.dumps({"bench": "serving", "server": name, **record, "machine": machine}) + "\n")
+                    file.write(json.dumps({"kind": "serving", "server": name, **record, **machine}) + "\n")
                 print(json.dumps({"server": name, **record}), flush=True)
 
 
@@ -161,16 +168,15 @@ def run_server(
     """A record for each load; one with ``error`` for what fails."""
     shape = {"layers": arguments.layers, "budget": arguments.budget if name == "rdkv" else None}
     try:
-        with serving(folder, flags, log, arguments.most):
+        with serving(folder, flags, log, arguments.most, arguments.port):
             for load in arguments.load:
                 before = len(log.read_text())
                 try:
-                    numbers = measure(folder, load, arguments.seconds)
+                    numbers = measure(folder, load, arguments.seconds, arguments.port)
                 except (RuntimeError, subprocess.TimeoutExpired) as error:
                     numbers = {"error": str(error)[:300]}
                 text = log.read_text()
-                running = most_running(text[before:])
-                yield {"load": load, **shape, "most_running": running, **numbers, "memory": capacity(text)}
+                yield {"load": load, **shape, **busiest(text[before:]), **numbers, "memory": capacity(text)}
     except RuntimeError as error:
         yield {"error": str(error), **shape}
 

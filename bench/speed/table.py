@@ -13,10 +13,18 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from .serving_table import serving
 from .tables import Record, attention, bits, compress, engine, gemv
 
 MARKER = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
-TABLES = {"attention": attention, "compress": compress, "engine": engine, "gemv": gemv, "bits": bits}
+TABLES = {
+    "attention": attention,
+    "compress": compress,
+    "engine": engine,
+    "gemv": gemv,
+    "serving": serving,
+    "bits": bits,
+}
 NOTHING = "Not yet measured.\n"
 
 

@@ -19,7 +19,8 @@ Values = Mapping[Prompt, float]
 class Estimate:
     """The mean over tasks of the mean over a task's prompts, its 95% bootstrap interval, and the number of prompts.
 
-    The bootstrap draws prompts anew within each task. The interval has no width where every task has one prompt.
+    The bootstrap draws prompts anew within each task; tasks of one prompt, which have no spread of their own, are drawn
+    anew among themselves. One prompt alone has an interval without width.
     """
 
     mean: float
@@ -40,8 +41,11 @@ def estimate(values: Values) -> Estimate | None:
         tasks[prompt[0]].append(values[prompt])
     if not tasks:
         return None
-    draws = np.mean([_resampled(task, np.array(part)) for task, part in tasks.items()], axis=0)
-    low, high = np.quantile(draws, [0.025, 0.975])
+    single = [part[0] for part in tasks.values() if len(part) == 1]
+    draws = sum(_resampled(task, np.array(part)) for task, part in tasks.items() if len(part) > 1)
+    if single:
+        draws = draws + len(single) * _resampled("tasks of one prompt", np.array(single))
+    low, high = np.quantile(draws / len(tasks), [0.025, 0.975])
     mean = np.mean([np.mean(part) for part in tasks.values()])
     return Estimate(float(mean), float(low), float(high), len(values))
 

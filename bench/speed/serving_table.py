@@ -1,0 +1,35 @@
+"""The table of servers under load, from the records of `serving`."""
+
+from __future__ import annotations
+
+import re
+
+from .tables import Record, grid, machine
+
+SERVERS = {"sglang-16bit": "SGLang, 16 bits", "sglang-fp8": "SGLang, fp8", "rdkv": "rdkv"}
+
+
+def serving(records: list[Record]) -> str:
+    """Servers one below the other for each load."""
+    latest = {(r["device"], r["layers"], r.get("load", ""), r["server"], r["budget"]): r for r in records}
+    head = ["prompt", "answer", "requests", "a second", "server", "at once", "tokens a second", "while most decode"]
+    head += ["first token ms", "between tokens ms", "99% ms"]
+    order = list(SERVERS)
+    ordered = sorted(latest.values(), key=lambda r: (_load(r), order.index(r["server"])))
+    return machine(records) + grid(head, map(_row, ordered))
+
+
+def _load(record: Record) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", record.get("load", "")))
+
+
+def _row(record: Record) -> list[str]:
+    def figure(name: str, form: str) -> str:
+        return format(record[name], form) if name in record else "not measured"
+
+    given, made, rest = record["load"].split("x")
+    requests, _, rate = rest.partition("@")
+    server = SERVERS[record["server"]] + (f", {100 * record['budget']:g}%" if record["budget"] else "")
+    cells = [f"{int(given):,}", f"{int(made):,}", requests, "all at once" if rate == "inf" else rate, server]
+    cells += [str(record["most_running"]), figure("output_throughput", ",.0f"), figure("decode_throughput", ",.0f")]
+    return [*cells, *(figure(name, ",.1f") for name in ("median_ttft_ms", "median_itl_ms", "p99_itl_ms"))]
