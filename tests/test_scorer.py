@@ -17,6 +17,7 @@ from rdkv.runtime.plan import Scores
 
 B, H, G, D = 2, 2, 3, 8
 TOKEN_WEIGHTS = ["first-moment", "root-second-moment", "max", "first-moment-distance", "root-second-moment-distance"]
+KERNELS = ["mean", "max", "gaussian", "pyramid"]
 CHANNEL_WEIGHTS = ["variance", "think", "attention"]
 SHAPES = [(40, 8), (9, 8), (8, 8), (5, 8), (1, 8), (12, 1)]  # tokens, window
 
@@ -152,10 +153,14 @@ def reflected(index: int, tokens: int) -> int:
     return index if index < tokens else 2 * (tokens - 1) - index
 
 
-def smooth_reference(token: Tensor, width: int, kernel: str) -> Tensor:
+def smooth_reference(token: Tensor, width: int, kernel: str, ahead: float = 0.5) -> Tensor:
+    if kernel == "pyramid":
+        parts = [smooth_reference(token, max(1, width // part), "mean", ahead) for part in (1, 4, 16)]
+        return sum(parts, torch.zeros(())) / 3
     tokens = token.shape[-1]
     half = min(width // 2, tokens - 1)
-    offsets = range(-half, half + 1)
+    after = half if kernel == "gaussian" else min(round(2 * half * ahead), tokens - 1)
+    offsets = range(-after, min(2 * half - after, tokens - 1) + 1)  # a token's weight comes from those before it
     deviation = (2 * half + 1) / 4  # the kernel ends at two standard deviations
     bell = [math.exp(-0.5 * (i / deviation) ** 2) if kernel == "gaussian" else 1.0 for i in offsets]
     result = torch.zeros_like(token, dtype=torch.float64)
@@ -168,28 +173,41 @@ def smooth_reference(token: Tensor, width: int, kernel: str) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("kernel", ["mean", "max", "gaussian"])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("ahead", [0.5, 0.75, 0.0, 1.0])
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 23, 24, 1000])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 12])
-def test_smoothing(kernel: str, width: int, tokens: int) -> None:
+def test_smoothing(kernel: str, ahead: float, width: int, tokens: int) -> None:
     token = torch.rand(B, H, tokens, generator=torch.Generator().manual_seed(0))
-    smoothed = smooth(token, width, kernel)
+    smoothed = smooth(token, width, kernel, ahead)
     assert smoothed.shape == token.shape
-    torch.testing.assert_close(smoothed.double(), smooth_reference(token, width, kernel), rtol=1e-5, atol=1e-6)
-    even = width if width % 2 == 0 else width - 1
-    assert even == 0 or torch.equal(smoothed, smooth(token, even, kernel))
+    torch.testing.assert_close(smoothed.double(), smooth_reference(token, width, kernel, ahead), rtol=1e-5, atol=1e-6)
     if kernel != "max":
-        torch.testing.assert_close(smooth(torch.ones(1, 1, tokens), width, kernel), torch.ones(1, 1, tokens))
+        torch.testing.assert_close(smooth(torch.ones(1, 1, tokens), width, kernel, ahead), torch.ones(1, 1, tokens))
 
 
-@pytest.mark.parametrize("kernel", ["mean", "max", "gaussian"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_an_even_width_is_rounded_up(kernel: str) -> None:
+    token = torch.rand(B, H, 30, generator=torch.Generator().manual_seed(0))
+    for width in (2, 6, 22):
+        assert torch.equal(smooth(token, width, kernel), smooth(token, width + 1, kernel))
+
+
+def test_ahead_spreads_a_weight_to_later_tokens() -> None:
+    token = torch.zeros(1, 1, 41)
+    token[..., 20] = 1.0
+    assert smooth(token, 9, "mean", 0.75)[0, 0].nonzero().flatten().tolist() == list(range(18, 27))
+    assert smooth(token, 9, "mean", 1.0)[0, 0].nonzero().flatten().tolist() == list(range(20, 29))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("sinks", [0, 3])
 def test_scores_are_smoothed_after_sinks_are_taken_out(kernel: str, sinks: int) -> None:
     observation = observe(20)
     raw = score(observation, window=8).token.clone()
     raw[..., :sinks] = 0.0
     token = score(observation, window=8, kernel=kernel, smoothing=5, sinks=sinks).token
-    torch.testing.assert_close(token.double(), smooth_reference(raw, 5, kernel), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(token.double(), smooth_reference(raw, 5, kernel, 0.75), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(("sinks", "tokens"), [(0, 10), (1, 10), (4, 10), (10, 10), (4, 3), (4, 1)])
@@ -208,8 +226,8 @@ def test_a_sink_does_not_lift_its_neighbours() -> None:
     loud = observation.keys.clone()
     loud[:, :, 0] = 40 * observation.queries[:, :, -1]  # the last query attends to it alone
     other = Observation(loud, observation.values, observation.queries, observation.scale, observation.layer)
-    assert float(score(other, window=1, smoothing=5).token[..., 1].min()) > 0.1
-    assert float(score(other, window=1, smoothing=5, sinks=1).token[..., 1].max()) < 1e-6
+    assert float(score(other, window=1, kernel="mean", smoothing=5).token[..., 1].min()) > 0.1
+    assert float(score(other, window=1, kernel="mean", smoothing=5, sinks=1).token[..., 1].max()) < 1e-6
 
 
 def test_one_token() -> None:

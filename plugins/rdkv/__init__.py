@@ -16,6 +16,7 @@ PAPER_PRESET: dict[str, Any] = {
         "window": 32,
         "smoothing": 5,
         "kernel": "mean",
+        "ahead": 0.5,
         "token_weight": "first-moment",
         "channel_weight": "think",
         "sinks": 0,

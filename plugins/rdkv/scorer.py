@@ -21,8 +21,13 @@ class AttentionDistortionOptions(PluginOptions, frozen=True, forbid_unknown_fiel
     window: Annotated[int, msgspec.Meta(ge=1, description="last prompt tokens whose queries observe the prompt")] = 32
     smoothing: Annotated[
         int, msgspec.Meta(ge=1, description="width of the smoothing along the prompt, in tokens; 1 for none")
-    ] = 65
-    kernel: Annotated[Literal["mean", "max", "gaussian"], msgspec.Meta(description="shape of the smoothing")] = "mean"
+    ] = 129
+    kernel: Annotated[
+        Literal["mean", "max", "gaussian", "pyramid"], msgspec.Meta(description="shape of the smoothing")
+    ] = "pyramid"
+    ahead: Annotated[
+        float, msgspec.Meta(ge=0.0, le=1.0, description="share of the width that lies after the token attended to")
+    ] = 0.75
     token_weight: Annotated[TokenWeight, msgspec.Meta(description="how attention of the window becomes a weight")] = (
         "max"
     )
@@ -69,7 +74,7 @@ class AttentionDistortion(Scorer):
             pinned = torch.zeros_like(token, dtype=torch.bool)
             pinned[..., :sinks] = True
         return Scores(
-            token=smooth(token, options.smoothing, options.kernel),
+            token=smooth(token, options.smoothing, options.kernel, options.ahead),
             channel=self._channel(observation, moments, sinks),
             pinned=pinned,
         )
@@ -84,18 +89,34 @@ class AttentionDistortion(Scorer):
         return power.mean((2, 3)) * spread
 
 
-def smooth(token: Tensor, width: int, kernel: str) -> Tensor:
-    """Smooth ``[B, H, T]`` along the prompt, its ends reflected; an even width is rounded up to odd."""
+def smooth(token: Tensor, width: int, kernel: str, ahead: float = 0.5) -> Tensor:
+    """Smooth ``[B, H, T]`` along the prompt, its ends reflected.
+
+    Args:
+        width: of the kernel, in tokens; an even width is rounded up to odd.
+        kernel: ``mean``, ``max`` or ``gaussian`` (two standard deviations at each end), or ``pyramid``: the mean of
+            means over the width, a quarter and a sixteenth of it, peaked and with long tails.
+        ahead: share of the kernel that lies after the token whose weight it spreads: an answer that copies what is
+            attended to reads on from there. A Gaussian is centred.
+    """
+    if kernel == "pyramid":
+        means = [smooth(token, each, "mean", ahead) for each in (max(width // 16, 1), max(width // 4, 1), width)]
+        return torch.stack(means).mean(0)
     tokens = token.shape[-1]
     half = min(width // 2, tokens - 1)
     if half == 0:
         return token
+    if kernel == "gaussian":
+        return _bell(token, half)
+    after = min(round(2 * half * ahead), tokens - 1)
+    before = min(2 * half - after, tokens - 1)
+    padded = functional.pad(token, (after, before), mode="reflect")
+    pool = functional.max_pool1d if kernel == "max" else functional.avg_pool1d
+    return pool(padded, after + before + 1, stride=1)
+
+
+def _bell(token: Tensor, half: int) -> Tensor:
     padded = functional.pad(token, (half, half), mode="reflect")
-    size = 2 * half + 1
-    if kernel == "max":
-        return functional.max_pool1d(padded, size, stride=1)
-    if kernel == "mean":
-        return functional.avg_pool1d(padded, size, stride=1)
     offset = torch.arange(-half, half + 1, device=token.device, dtype=token.dtype)
-    bell = torch.exp(-0.5 * (offset * 4 / size).square())  # two standard deviations at each end
+    bell = torch.exp(-0.5 * (offset * 4 / (2 * half + 1)).square())
     return functional.conv1d(padded.flatten(0, 1).unsqueeze(1), (bell / bell.sum())[None, None]).reshape(token.shape)

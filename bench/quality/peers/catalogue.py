@@ -12,7 +12,7 @@ from ..method import Method
 from .pressed import Pressed
 from .quantized import Quantized, Quantizer
 
-WIDE = {"kernel_size": 65}  # SnapKV with the smoothing of our default, which serves it, too
+WIDE = {"kernel_size": 65}  # a width that serves SnapKV better than its own
 
 METHODS: tuple[Pressed | Quantized, ...] = (
     Pressed("kvpress-snapkv", "snapkv"),
