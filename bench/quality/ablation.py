@@ -22,6 +22,7 @@ from rich.console import Console
 from rdkv.runtime.config import read_toml
 from rdkv.runtime.errors import RdkvError
 
+from . import workers
 from .cells import Cells, read_cells
 from .progress import Bar
 from .report import write_reports
@@ -72,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings, report_only = parse(sys.argv[1:] if arguments is None else arguments)
         out = Path(settings.out)
-        if not report_only:
+        if settings.workers > 1 and not report_only:
+            with Bar(console) as bar:
+                workers.sweep(settings, bar)
+        elif not report_only:
             work = settings.work()
             with Cells(out / "cells.jsonl") as cells, Bar(console) as bar:
                 run(work, cells, bar, settings.seconds or float("inf"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -43,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         text: haystack text, file or folder; Python's language reference if missing.
         questions: JSON files for RULER's two QA tasks.
         batch: prompts of one length to run at once.
+        workers: processes among which tasks are dealt out, each with a model of its own; one GPU is busy with about 15.
         seconds: begin no prompt after this long.
         out: folder of results and reports.
     """
@@ -72,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     text: str | None = None
     questions: tuple[str, ...] = ()
     batch: int = 1
+    workers: Annotated[int, msgspec.Meta(ge=1)] = 1
     seconds: float | None = None
     out: str = "out/ablation"
 
