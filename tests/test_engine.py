@@ -163,11 +163,11 @@ def test_pieces_make_the_answers(engine: Engine) -> None:
 def test_stops(engine: Engine, tiny_tokenizer: Any) -> None:
     ids = prompts([30])
     (free,) = engine.generate(ids, Sampling(max_new_tokens=20))
-    third = free.tokens[2]
-    assert third not in free.tokens[:2]
-    (stopped,) = engine.generate(ids, Sampling(max_new_tokens=20, stop_token_ids=(third,)))
-    assert (stopped.tokens, stopped.finish) == (free.tokens[:3], "stop")
-    engine.model.generation_config.eos_token_id = [1, third]
+    last = next(i for i in range(1, 20) if free.tokens[i] not in free.tokens[:i])
+    stop = free.tokens[last]
+    (stopped,) = engine.generate(ids, Sampling(max_new_tokens=20, stop_token_ids=(stop,)))
+    assert (stopped.tokens, stopped.finish) == (free.tokens[: last + 1], "stop")
+    engine.model.generation_config.eos_token_id = [1, stop]
     try:
         assert engine.generate(ids, Sampling(max_new_tokens=20)) == [stopped]
         assert engine.generate(ids, Sampling(max_new_tokens=20, ignore_eos=True)) == [free]

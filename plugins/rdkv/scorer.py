@@ -99,20 +99,27 @@ def smooth(token: Tensor, width: int, kernel: str, ahead: float = 0.5) -> Tensor
         ahead: share of the kernel that lies after the token whose weight it spreads: an answer that copies what is
             attended to reads on from there. A Gaussian is centred.
     """
-    if kernel == "pyramid":
-        means = [smooth(token, each, "mean", ahead) for each in (max(width // 16, 1), max(width // 4, 1), width)]
-        return torch.stack(means).mean(0)
     tokens = token.shape[-1]
-    half = min(width // 2, tokens - 1)
-    if half == 0:
-        return token
     if kernel == "gaussian":
-        return _bell(token, half)
-    after = min(round(2 * half * ahead), tokens - 1)
-    before = min(2 * half - after, tokens - 1)
-    padded = functional.pad(token, (after, before), mode="reflect")
+        half = min(width // 2, tokens - 1)
+        return _bell(token, half) if half else token
+    widths = (width, max(width // 4, 1), max(width // 16, 1)) if kernel == "pyramid" else (width,)
+    spans = [_span(each, ahead, tokens) for each in widths]
+    most_after, most_before = spans[0]
+    padded = functional.pad(token, (most_after, most_before), mode="reflect")
     pool = functional.max_pool1d if kernel == "max" else functional.avg_pool1d
-    return pool(padded, after + before + 1, stride=1)
+    parts = [
+        pool(padded[..., most_after - after : most_after + tokens + before], after + before + 1, stride=1)
+        for after, before in spans
+    ]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
+
+
+def _span(width: int, ahead: float, tokens: int) -> tuple[int, int]:
+    """How far a token's weight is spread to later tokens and to earlier ones."""
+    both = 2 * min(width // 2, tokens - 1)
+    after = min(round(both * ahead), tokens - 1)
+    return after, min(both - after, tokens - 1)
 
 
 def _bell(token: Tensor, half: int) -> Tensor:
