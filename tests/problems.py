@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rdkv.allocators.eviction import Eviction
 from rdkv.allocators.quantization import Quantization
-from rdkv.allocators.waterfill import Waterfill
+from rdkv.allocators.waterfill import Waterfill, WaterfillOptions
 from rdkv.plugins.rdkv.format import MixedBit, MixedBitOptions
 from rdkv.runtime.interfaces import Allocator
 from rdkv.runtime.ladder import Ladder
@@ -103,7 +103,10 @@ shares = st.one_of(st.floats(0.001, 0.1), st.floats(0.1, 1.0))
 scopes = st.sampled_from(SCOPES)
 
 
-def distortion(problem: Problem, plan: BitPlan, scope: str, key_weight: float = 1.0) -> Tensor:
+KEY_WEIGHT = WaterfillOptions().key_weight
+
+
+def distortion(problem: Problem, plan: BitPlan, scope: str, key_weight: float = KEY_WEIGHT) -> Tensor:
     """What a plan loses, as ``Waterfill`` says: one number a head for scope ``head``, else one a sequence."""
     ladder, over = problem.ladder, -1 if scope == "head" else (1, 2)
     token, channel = problem.scores.token.double(), problem.scores.channel.double()

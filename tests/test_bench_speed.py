@@ -137,7 +137,7 @@ def test_records_lines_and_tables(measured: Path, untimed: None, tmp_path: Path)
     assert page.count("| 200 | 1 | all tokens |") == 1
     assert "Not timed: ValueError: " in page
     assert "| 5% | 20.0% | 2.0% | 3.0% |" in page
-    assert page.count(table.NOTHING) == 5  # other mixes, prefill, engine, products
+    assert page.count(table.NOTHING) == 6  # other mixes, prefill, engine, products, servers
     assert table.fill(page, table.read([path, measured])) == page
     assert table.fill(page, []).count(table.NOTHING) == page.count("<!-- end -->")
 
