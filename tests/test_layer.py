@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from harness import (
@@ -114,11 +116,14 @@ def test_what_is_in_the_padding_does_not_matter(value: float) -> None:
 def test_other_rows_do_not_matter() -> None:
     qkv, other = random_qkv(4, 60), random_qkv(4, 60, seed=1)
     swapped = tuple(torch.cat([a[:1], b[1:]]) for a, b in zip(qkv, other, strict=True))
-    first, second = new_cache(), new_cache()
+    # Settings under which so few tokens do not get the same bits whatever they are.
+    plain: dict[str, Any] = {"scorer_options": {"kernel": "mean", "smoothing": 65, "ahead": 0.5}}
+    plain["allocator_options"] = {"key_weight": 1.0}
+    first, second = new_cache(**plain), new_cache(**plain)
     prefill(first, qkv, padding(UNEQUAL))
     prefill(second, (swapped[0], swapped[1], swapped[2]), padding(UNEQUAL))
     assert torch.equal(first.plan(0).value_bits[0], second.plan(0).value_bits[0])
-    assert not torch.equal(first.plan(0).value_bits[1:], second.plan(0).value_bits[1:])
+    assert not torch.equal(first.plan(0).value_bits[1], second.plan(0).value_bits[1])
     for (keys, values), (keys_again, values_again) in zip(held(first, 0), held(second, 0), strict=True):
         assert torch.equal(keys, keys_again)
         assert torch.equal(values, values_again)

@@ -182,15 +182,10 @@ def test_smoothing(kernel: str, ahead: float, width: int, tokens: int) -> None:
     smoothed = smooth(token, width, kernel, ahead)
     assert smoothed.shape == token.shape
     torch.testing.assert_close(smoothed.double(), smooth_reference(token, width, kernel, ahead), rtol=1e-5, atol=1e-6)
+    even = width if width % 2 == 0 else width - 1
+    assert even == 0 or torch.equal(smoothed, smooth(token, even, kernel, ahead))
     if kernel != "max":
         torch.testing.assert_close(smooth(torch.ones(1, 1, tokens), width, kernel, ahead), torch.ones(1, 1, tokens))
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_an_even_width_is_rounded_up(kernel: str) -> None:
-    token = torch.rand(B, H, 30, generator=torch.Generator().manual_seed(0))
-    for width in (2, 6, 22):
-        assert torch.equal(smooth(token, width, kernel), smooth(token, width + 1, kernel))
 
 
 def test_ahead_spreads_a_weight_to_later_tokens() -> None:

@@ -108,10 +108,10 @@ def smooth(token: Tensor, width: int, kernel: str, ahead: float = 0.5) -> Tensor
     most_after, most_before = spans[0]
     padded = functional.pad(token, (most_after, most_before), mode="reflect")
     pool = functional.max_pool1d if kernel == "max" else functional.avg_pool1d
-    parts = [
-        pool(padded[..., most_after - after : most_after + tokens + before], after + before + 1, stride=1)
-        for after, before in spans
-    ]
+    parts = [pool(padded, most_after + most_before + 1, stride=1)]
+    for after, before in spans[1:]:
+        part = padded[..., most_after - after : most_after + tokens + before]
+        parts.append(pool(part, after + before + 1, stride=1))
     return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
 
 
