@@ -20,6 +20,13 @@ _PACKED, _PINNED, _STARTS = tl.constexpr(PACKED_ZONE), tl.constexpr(PINNED_ZONE)
 
 
 @triton.jit
+def _raw_tokens(pages, start, end, BT: tl.constexpr, PAGED: tl.constexpr):
+    """Where the ``BT`` tokens from ``start`` on are, of those before ``end``."""
+    ti = start + tl.arange(0, BT)
+    return tl.load(pages + ti, mask=ti < end, other=0) if PAGED else ti
+
+
+@triton.jit
 def _raw_zone(
     q_ptr, q_stride_h, q_stride_q, keys, values, stride, pages, begin, end, ni, logit_scale,
     NQ: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr,
@@ -36,22 +43,30 @@ def _raw_zone(
     acc = tl.zeros([DP, N], tl.float32)
     total = tl.zeros([N], tl.float32)
     top = tl.full([N], float("-inf"), tl.float32)
+    token = _raw_tokens(pages, begin, end, BT, PAGED)
+    at = token.to(tl.int64)[:, None] * stride + di[None, :]
+    mask = (begin + ti < end)[:, None] & (di < D)[None, :]
+    k = tl.load(keys + at, mask=mask, other=0.0)  # [BT, DP]
+    v = tl.load(values + at, mask=mask, other=0.0)
+    token = _raw_tokens(pages, begin + BT, end, BT, PAGED)
     for start in range(begin, end, BT):
-        ok = start + ti < end
-        token = tl.load(pages + start + ti, mask=ok, other=0) if PAGED else start + ti
+        s = dot(k, q, tl.zeros([BT, N], tl.float32)) * logit_scale  # [BT, N]
+        s = tl.where((start + ti < end)[:, None], s, float("-inf"))
+        # What comes next is asked for as soon as the registers of these keys and values are free: some are always on
+        # the way, or the zone reads at three quarters of the speed.
         at = token.to(tl.int64)[:, None] * stride + di[None, :]
-        mask = ok[:, None] & (di < D)[None, :]
-        k = tl.load(keys + at, mask=mask, other=0.0)  # [BT, DP]
-        s = tl.where(ok[:, None], dot(k, q, tl.zeros([BT, N], tl.float32)) * logit_scale, float("-inf"))  # [BT, N]
+        mask = (start + BT + ti < end)[:, None] & (di < D)[None, :]
+        k = tl.load(keys + at, mask=mask, other=0.0)
+        token = _raw_tokens(pages, start + 2 * BT, end, BT, PAGED)
         new = tl.maximum(top, tl.max(s, 0))
         shrink = tl.exp2(top - new)
         top = new
         p = tl.exp2(s - top[None, :])
         total = total * shrink + tl.sum(p, 0)
-        v = tl.load(values + at, mask=mask, other=0.0)
         high, low = split_high_low(p, v.dtype)
-        v = tl.trans(v)
-        acc = dot(v, low, dot(v, high, acc * shrink[None, :]))
+        held = tl.trans(v)
+        acc = dot(held, low, dot(held, high, acc * shrink[None, :]))
+        v = tl.load(values + at, mask=mask, other=0.0)
     return acc, top, total
 
 

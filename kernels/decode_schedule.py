@@ -40,7 +40,7 @@ class Schedule:
         shape, device = arena.shape, arena.counts.device
         self._arena, self._tile, self._rows = arena, tile or arena_tile(shape.dim), batch * shape.heads
         self._slots = processors(device) * self._tile.resident
-        capacity = (MOST_WAVES + 2) * self._slots + 3 * self._rows + 8  # see `count_kernel`; float32 rounds
+        capacity = MOST_WAVES * self._slots + 3 * self._rows + 8  # see `count_kernel`; float32 rounds
         new = partial(torch.zeros, dtype=torch.int32, device=device)
         self._items, self._first = new(shape.layers, capacity, 4), new(shape.layers, self._rows + 1)
         self._parts = new(shape.layers, self._rows, 3)

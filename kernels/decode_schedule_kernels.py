@@ -5,13 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .decode_plan import ITEM_WORK, MOST_WAVES, PACKED_ZONE, PINNED_ZONE, TAIL_ZONE, TILE_WORK
+from .decode_plan import ITEM_WORK, MOST_WAVES, OCTET, PACKED_ZONE, PINNED_ZONE, TAIL_ZONE, TILE_WORK
 from .packed import CODED4, CODED8, CODED16, COLUMNS, PINNED, TOKENS, VALUE_EXPONENT
 
 _N, _N4, _N8, _N16 = (tl.constexpr(i) for i in (TOKENS, CODED4, CODED8, CODED16))
 _PINS, _C, _COUNTS = tl.constexpr(PINNED), tl.constexpr(COLUMNS), tl.constexpr(VALUE_EXPONENT + 1)
 _PACKED, _PINNED, _TAIL = tl.constexpr(PACKED_ZONE), tl.constexpr(PINNED_ZONE), tl.constexpr(TAIL_ZONE)
 _TILE_WORK, _ITEM_WORK, _WAVES = tl.constexpr(TILE_WORK), tl.constexpr(ITEM_WORK), tl.constexpr(MOST_WAVES)
+_OCTET = tl.constexpr(OCTET)
 LEAST_CHUNK = tl.constexpr(128)  # 16-bit tokens of an item, at least
 
 
@@ -23,8 +24,8 @@ def count_kernel(
 ):  # fmt: skip
     """Items of every row of a layer, ``parts [layers, rows, 3]`` by zone, and where they start; tails, once.
 
-    ``slots`` programs run at a time, in waves. Of the 16-bit zones there are about ``slots`` items each, and of the
-    packed zone as many as end soonest, of at most `MOST_WAVES` waves; there is at most one more for every row and zone.
+    ``slots`` programs run at a time, in waves. Every zone is cut into items of about as much work as lets them end
+    soonest, in at most `MOST_WAVES` waves; there is at most one more for every row and zone.
     """
     layer = tl.program_id(0).to(tl.int64)
     r = tl.arange(0, BR)
@@ -40,21 +41,24 @@ def count_kernel(
     words += 2 * tl.cdiv(tl.load(row + _N8, mask=ok, other=0), TILE)
     words += 4 * tl.cdiv(tl.load(row + _N16, mask=ok, other=0), TILE)
     work = tiles.to(tl.float32) * (_TILE_WORK + columns) + D * words.to(tl.float32)
-    pinned_parts = tl.cdiv(pinned, tl.maximum(tl.cdiv(tl.sum(pinned, 0), slots), LEAST_CHUNK))
     held = tl.load(prompt_tokens + place, mask=ok, other=0)
     tail = tl.where(ok, tl.load(lengths + sequence, mask=ok, other=0).to(tl.int32) - held, 0)
-    tail_parts = tl.cdiv(tail, tl.maximum(tl.cdiv(tl.sum(tail, 0), slots), LEAST_CHUNK))
-    others = tl.sum(pinned_parts + tail_parts, 0)
+    TOKEN_WORK: tl.constexpr = 2.0 * D * _OCTET / TILE  # as many bytes are as much work
+    pinned_work, tail_work = pinned * TOKEN_WORK, tail * TOKEN_WORK
+    total = tl.sum(work + pinned_work + tail_work, 0)
+    # A row's zone is cut into whole items: on average half an item more than its share.
+    halves = tl.sum((tiles > 0).to(tl.int32) + (pinned > 0) + (tail > 0), 0) // 2
     largest = tl.max(tl.where(tiles > 0, work / tl.maximum(tiles, 1), 0.0), 0)  # a tile is never cut
     each, soonest = largest, float("inf")
     for wave in tl.static_range(1, _WAVES + 1):
-        # Rows are cut into whole items: on average half an item more than their share.
-        tried = tl.maximum(tl.sum(work, 0) / tl.maximum(wave * slots - others - rows // 2, slots // 2), largest)
-        count = tl.sum(tl.ceil(work / tl.maximum(tried, 1.0)), 0) + others
+        tried = tl.maximum(total / tl.maximum(wave * slots - halves, slots // 2), tl.maximum(largest, 1.0))
+        count = tl.sum(tl.ceil(work / tried) + tl.ceil(pinned_work / tried) + tl.ceil(tail_work / tried), 0)
         time = tl.ceil(count / slots) * (tried + _ITEM_WORK)
         each = tl.where(time < soonest, tried, each)
         soonest = tl.minimum(time, soonest)
-    packed_parts = tl.minimum(tl.ceil(work / tl.maximum(each, 1.0)).to(tl.int32), tiles)
+    packed_parts = tl.minimum(tl.ceil(work / each).to(tl.int32), tiles)
+    pinned_parts = tl.minimum(tl.ceil(pinned_work / each).to(tl.int32), tl.cdiv(pinned, LEAST_CHUNK))
+    tail_parts = tl.minimum(tl.ceil(tail_work / each).to(tl.int32), tl.cdiv(tail, LEAST_CHUNK))
     at = parts + (layer * rows + r) * 3
     tl.store(at + _PACKED, packed_parts, mask=ok)
     tl.store(at + _PINNED, pinned_parts, mask=ok)
