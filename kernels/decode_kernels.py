@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .decode_codes_kernels import dot, load_query, split_high_low
-from .decode_packed_kernels import packed_zone
+from .decode_packed_kernels import has_more_columns, packed_zone
 from .decode_plan import PACKED_ZONE, PINNED_ZONE
 from .packed import PINNED_START
 
@@ -102,10 +102,19 @@ def attend_kernel(
     if PAGED:
         row = tl.load(places + sequence).to(tl.int64) * H + head
     if zone == _PACKED:
-        acc, top, total = packed_zone(
-            q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine,
-            counts, starts, row, begin, end, ni, logit_scale, NQ, Q, N, D, DP, W, NA, NB, NS, MANY, AHEAD, PDL,
-        )  # fmt: skip
+        many = False
+        if MANY:
+            many = has_more_columns(counts, row, NA + NB, NS)
+        if many:  # a path of its own: the loops over further columns would cost every row registers
+            acc, top, total = packed_zone(
+                q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine,
+                counts, starts, row, begin, end, ni, logit_scale, NQ, Q, N, D, DP, W, NA, NB, NS, True, AHEAD, PDL,
+            )  # fmt: skip
+        else:
+            acc, top, total = packed_zone(
+                q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine,
+                counts, starts, row, begin, end, ni, logit_scale, NQ, Q, N, D, DP, W, NA, NB, NS, False, AHEAD, PDL,
+            )  # fmt: skip
     elif zone == _PINNED:
         at = tl.load(starts + row * _STARTS + _STARTS - 1) * pinned_stride
         acc, top, total = _raw_zone(

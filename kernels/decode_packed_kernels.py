@@ -54,6 +54,13 @@ def _prefetch_tile(
 
 
 @triton.jit
+def has_more_columns(counts, row, nibbles: tl.constexpr, pairs: tl.constexpr):
+    """Whether a row has more key columns than a program keeps folded queries for."""
+    columns, held = tl.load(counts + row * _COUNTS + _C), tl.load(counts + row * _COUNTS + _A)
+    return (held > nibbles) | (columns - 2 * held > pairs)
+
+
+@triton.jit
 def packed_zone(
     q_ptr, q_stride_h, q_stride_q, key_codes, key_columns, key_affine, value_codes, value_affine,
     counts, starts, row, begin, end, ni, logit_scale,

@@ -35,7 +35,7 @@ class Tile:
         octets: octets of slots of a tile, a power of two.
         nibbles, more_nibbles, pairs: key columns of 4 and of 2 bits for which a program keeps the folded query, each a
             power of two of at least 16, or 0.
-        many: whether some head has more columns than these; they are folded for every tile.
+        many: whether some head may have more columns than these; such a head's are folded for every tile.
         warps: warps of a program.
         registers: most registers of a thread, None for no bound.
         resident: programs that a multiprocessor runs at once.

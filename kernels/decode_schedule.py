@@ -13,18 +13,19 @@ import triton
 from torch import Tensor
 
 from .arena import Arena
-from .decode_plan import MOST_MORE, MOST_NIBBLES, MOST_PAIRS, MOST_WAVES, OCTET, DecodePlan, Tile
+from .decode_plan import MOST_MORE, MOST_NIBBLES, MOST_WAVES, OCTET, DecodePlan, Tile
 from .decode_schedule_kernels import count_kernel, cut_kernel
 from .device import processors
 from .tail import PagedTail
 
 MERGED = 16  # items that a merge reads at once
+PAIRS = 64  # key columns of 2 bits that most heads have at most
 
 
 def arena_tile(dim: int) -> Tile:
-    """The shape of a tile that takes any prompt."""
+    """The shape of a tile that takes any prompt; it suits heads with up to so many columns best."""
     octets = 32 if dim > 128 else 64
-    return Tile(octets, MOST_NIBBLES, MOST_MORE, MOST_PAIRS, True, warps=4, registers=168, resident=3)
+    return Tile(octets, MOST_NIBBLES, MOST_MORE, PAIRS, True, warps=4, registers=168, resident=3)
 
 
 class Schedule:

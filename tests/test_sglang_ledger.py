@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rdkv.plugins.sglang.ledger import Ledger
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # beside engines that start
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 60))))
 def test_regions_never_overlap(steps: list[tuple[int, int]]) -> None:
     """Each step reserves for an owner, or takes back what that owner has."""

@@ -62,7 +62,7 @@ def cases() -> dict[str, Case]:
     by_head = {"budget": 0.4, "allocator_options": {"scope": "head"}}
     ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0", "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "0"}  # others use GPU 0
     # Room for a few prompts of the average length, beside the tables: the others wait.
-    small = {"budget": 1.0, "arena_bytes": 600_000}
+    small, spread = {"budget": 1.0, "arena_bytes": 600_000}, 0.002 if ON_GPU else 0.05
     made = {
         "stock": Case(PROMPTS, new, stock),
         "overlap": Case(PROMPTS, new, rdkv_engine({**identity, "arena_bytes": None}), STRICT),  # the default share
@@ -72,7 +72,7 @@ def cases() -> dict[str, Case]:
         "one-rank": Case(PROMPTS, new, rdkv_engine(by_head)),
         "two-ranks": Case(PROMPTS, new, rdkv_engine(by_head, tp_size=2), ranks),
         "stock-many": Case(prompts, lengths, {**stock, **chunks}),
-        "many": Case(prompts, lengths, rdkv_engine(small, **chunks), spread=0.05, abort=abort),
+        "many": Case(prompts, lengths, rdkv_engine(small, **chunks), spread=spread, abort=abort),
     }
     if ON_GPU and torch.cuda.device_count() < 2:
         del made["two-ranks"]
