@@ -146,6 +146,8 @@ class Serving:
         if wanted and not any(other is request for other in adder.can_run_list):
             self.ledger.release(request.rid)
         self.metrics.arena(self.ledger)
+        if result == AddReqResult.NO_TOKEN and self._packed:
+            return AddReqResult.OTHER  # slots come back with the next result: "no token" is until a request ends
         return result
 
     def forward(self, original: Callable[..., Any], worker: Any, batch: Any, *more: Any, **named: Any) -> Any:
