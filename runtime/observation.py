@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import naive_window
-from ..kernels.available import triton_takes
+from ..kernels.available import kernels_for, triton_takes
 from ..kernels.naive_window import Moment
 
 
@@ -76,6 +76,11 @@ class Observation:
         """Mean and variance of each key channel over the tokens from ``start`` on, both ``[B, H, D]`` float32."""
         mean, variance = self._kernels().key_statistics(self.keys[:, :, start:])
         return mean, variance
+
+    def value_leverage(self) -> Tensor:
+        """How unlike the others of its head each value is, ``[B, H, T]`` float32; see `kernels.naive_leverage`."""
+        found: Tensor = kernels_for("leverage", self.values).leverage(self.values)
+        return found
 
     def attention(self, window: int) -> Tensor:
         """Causal attention of the window over the prompt, ``[B, H, G, W, T]`` float32.

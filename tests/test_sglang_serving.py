@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from sglang_cases import ON_GPU, Case, Reports
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import rdkv
+from rdkv.kernels.arena import ArenaShape
 
 if find_spec("sglang") is None:
     pytest.skip("SGLang is not installed; make test-sglang installs it", allow_module_level=True)
@@ -164,6 +166,22 @@ def test_requests_come_and_go(reports: Reports) -> None:
     assert_alike(tokens(reports["many"]), expected)
     assert MANY - 12 <= ended < MANY
     assert reports["many"]["state"]["admissions_put_off"] > 0
+
+
+def test_slots_that_come_back_are_waited_for() -> None:
+    """SGLang takes "no token" to last until a request ends, which slots of a packed prompt do not need."""
+    from sglang.srt.managers.schedule_policy import AddReqResult as Result
+
+    from rdkv.plugins.sglang.serving import Packed, Serving  # not above: hooks are tested without it
+
+    serving = Serving(SimpleNamespace(_rdkv_config='{"budget": 0.5}'))
+    serving.shape = ArenaShape(1, 1, 16, torch.bfloat16, 1, 0)
+    request = SimpleNamespace(rid="a", full_untruncated_fill_ids=[1])
+    adder = SimpleNamespace(running_batch=None, can_run_list=[], req_states=None)
+    assert serving.admit(lambda *_: Result.NO_TOKEN, adder, request) == Result.NO_TOKEN
+    serving._packed.append(Packed(request, 1, 1))
+    assert serving.admit(lambda *_: Result.NO_TOKEN, adder, request) == Result.OTHER
+    assert serving.admit(lambda *_: Result.CONTINUE, adder, request) == Result.CONTINUE
 
 
 @pytest.mark.parametrize("name", ["overlap", "chunks", "retraction", "compressed", "many"])

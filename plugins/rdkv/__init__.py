@@ -18,6 +18,7 @@ PAPER_PRESET: dict[str, Any] = {
         "kernel": "mean",
         "ahead": 0.5,
         "token_weight": "first-moment",
+        "leverage": 0.0,
         "channel_weight": "think",
         "sinks": 0,
     },

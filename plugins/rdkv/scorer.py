@@ -31,6 +31,9 @@ class AttentionDistortionOptions(PluginOptions, frozen=True, forbid_unknown_fiel
     token_weight: Annotated[TokenWeight, msgspec.Meta(description="how attention of the window becomes a weight")] = (
         "max"
     )
+    leverage: Annotated[
+        float, msgspec.Meta(ge=0.0, description="mean weights that a token has besides, times its value's leverage")
+    ] = 0.1
     channel_weight: Annotated[
         Literal["variance", "think", "attention"], msgspec.Meta(description="how a key channel is weighed")
     ] = "variance"
@@ -50,7 +53,9 @@ class AttentionDistortion(Scorer):
     * the same times the distance that eviction moves the output:
       ``first-moment-distance``: ``mean a |o - v_t|``, ``root-second-moment-distance``: ``sqrt(mean a^2 |o - v_t|^2)``,
 
-    means being over the queries that see the token, then smoothed along the prompt. A channel weighs
+    means being over the queries that see the token, then smoothed along the prompt. What queries yet to come will ask
+    for, the window may not have attended to: they miss what no other token has, so each token weighs ``leverage`` mean
+    weights of its layer more, times the leverage of ``v_t`` among the values of its head. A channel weighs
     (``channel_weight``)
 
     * ``variance``: ``var_t k_c * mean_w q_c^2``, the error of its logits when its mean is kept;
@@ -73,8 +78,12 @@ class AttentionDistortion(Scorer):
         if sinks:
             pinned = torch.zeros_like(token, dtype=torch.bool)
             pinned[..., :sinks] = True
+        token = smooth(token, options.smoothing, options.kernel, options.ahead)
+        if options.leverage:
+            mean = token.mean((1, 2), keepdim=True)
+            token = torch.addcmul(token, observation.value_leverage(), mean, value=options.leverage)
         return Scores(
-            token=smooth(token, options.smoothing, options.kernel, options.ahead),
+            token=token,
             channel=self._channel(observation, moments, sinks),
             pinned=pinned,
         )
