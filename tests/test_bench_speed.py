@@ -16,7 +16,19 @@ from packs import read_keys, read_values
 pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.speed import attention, baselines, cases, compress, mix, sizes, synthetic, table, timing
+from bench.speed import (
+    attention,
+    baselines,
+    cases,
+    compress,
+    decode_schedule,
+    leverage,
+    mix,
+    sizes,
+    synthetic,
+    table,
+    timing,
+)
 from rdkv.kernels import naive_pack
 from rdkv.kernels.packed import BLOCK, COLUMN_START, COLUMNS, KEY_START, NIBBLES, PINNED, TOKENS
 from rdkv.runtime.plan import BitPlan
@@ -208,3 +220,23 @@ def test_the_command_of_a_mix_names_no_folder() -> None:
     line = mix.command(mix.parser().parse_args(text.split()))
     assert "/" not in line.replace("bench/", "")
     assert isinstance(mix.parser(), argparse.ArgumentParser)
+
+
+def test_a_serving_step(untimed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts in an arena and tails of five tokens; its output is checked against plain PyTorch before."""
+    monkeypatch.setattr(decode_schedule, "CHECKED_TOKENS", 200)
+    monkeypatch.setattr(decode_schedule, "LAYERS", 2)
+    case = cases.Case(cases.Shape(2, 400, 2, 4, 64), 0.3, "2bit")
+    (record,) = decode_schedule.results([case], [5], 1e9, False, DEVICE)
+    assert record["reason"] is None
+    assert 0 < record["error"] < 2e-3
+    assert record["tail_bytes"] == 2 * 5 * 2 * 2 * 64 * 2  # sequences, tokens, keys and values, heads, channels, bytes
+    assert record["moved_bytes"] > record["tail_bytes"] + 0.1 * case.shape.full_bytes
+    assert record["share_of_copy"] == pytest.approx(record["floor_us"] / 2.0, rel=1e-3)
+
+
+def test_leverage_is_timed_as_it_is() -> None:
+    values = torch.randn(1, 2, 70, 16, device=DEVICE)
+    runs = {name: run for name, (run, _) in leverage.cases(values).items()}
+    for name in ("leverage", "distances"):
+        torch.testing.assert_close(runs[name](), runs["leverage, plain PyTorch"](), rtol=0.02, atol=0.01)

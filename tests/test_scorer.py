@@ -34,8 +34,8 @@ def observe(tokens: int = 40, batch: int = B, groups: int = G, dtype: torch.dtyp
 
 
 def score(observation: Observation, **options: Any) -> Scores:
-    """Scores without smoothing or sinks, unless the options say otherwise."""
-    plain = {"smoothing": 1, "sinks": 0} | options
+    """Scores without smoothing, leverage or sinks, unless the options say otherwise."""
+    plain = {"smoothing": 1, "leverage": 0.0, "sinks": 0} | options
     scores = AttentionDistortion(AttentionDistortionOptions(**plain)).score(observation)
     check_scores(scores, observation, "attention-distortion")
     return scores
@@ -112,6 +112,21 @@ def test_token_weight(weight: str, tokens: int, window: int) -> None:
         torch.testing.assert_close(token.double(), expected, rtol=1e-6, atol=2e-3)
     else:
         close(token, expected)
+
+
+@pytest.mark.parametrize("share", [0.1, 2.0])
+def test_leverage_of_values(share: float) -> None:
+    """Mean weights of the layer, in each sequence, times the leverage of the value by a regression in float64."""
+    observation = observe(40)
+    plain = score(observation, sinks=3, smoothing=5).token
+    values = observation.values.double()
+    centred = values - values.mean(2, keepdim=True)
+    covariance = centred.transpose(2, 3) @ centred / 40
+    covariance += 1e-4 * covariance.diagonal(dim1=2, dim2=3).mean(-1)[..., None, None] * torch.eye(D)
+    expected = torch.einsum("bhtc,bhcd,bhtd->bht", centred, covariance.inverse(), centred) / D
+    mean = plain.double().mean((1, 2), keepdim=True)
+    token = score(observation, sinks=3, smoothing=5, leverage=share).token
+    close(token, plain + share * mean * expected)
 
 
 @pytest.mark.parametrize("weight", CHANNEL_WEIGHTS)

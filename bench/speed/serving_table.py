@@ -10,7 +10,12 @@ SERVERS = {"sglang-16bit": "SGLang, 16 bits", "sglang-fp8": "SGLang, fp8", "rdkv
 
 
 def serving(records: list[Record]) -> str:
-    """Servers one below the other for each load."""
+    """A table for each GPU, servers one below the other for each load."""
+    devices = dict.fromkeys(r["device"] for r in records)
+    return "\n".join(_table([r for r in records if r["device"] == device]) for device in devices)
+
+
+def _table(records: list[Record]) -> str:
     latest = {(r["device"], r["layers"], r.get("load", ""), r["server"], r["budget"]): r for r in records}
     head = ["prompt", "answer", "requests", "a second", "server", "at once", "tokens a second", "while most decode"]
     head += ["first token ms", "between tokens ms", "99% ms"]
