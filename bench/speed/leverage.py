@@ -19,7 +19,7 @@ from torch import Tensor
 from rdkv.kernels import leverage, naive_leverage
 
 from . import timing
-from .window import extra_memory, launches, milliseconds
+from .window import measured
 
 
 def cases(values: Tensor) -> dict[str, tuple[Callable[[], Any], float]]:
@@ -46,16 +46,8 @@ def main() -> None:
         size = (arguments.batch, tokens, arguments.heads, arguments.dim)
         values = torch.randn(size, device="cuda", dtype=torch.bfloat16).transpose(1, 2)  # as a model leaves them
         for name, (run, reads) in cases(values).items():
-            record = vars(arguments) | {
-                "tokens": tokens,
-                "what": name,
-                "ms": round(milliseconds(run), 4),
-                "floor_ms": round(1000 * reads * values.nbytes / speed, 4),
-                "launches": launches(run),
-                "extra_mib": round(extra_memory(run), 1),
-                "copy_bytes_per_s": round(speed),
-                "copy_by": way,
-            }
+            record = vars(arguments) | {"tokens": tokens, "what": name}
+            record |= measured(run, reads * values.nbytes, speed) | {"copy_by": way}
             print(json.dumps(record | machine), flush=True)
 
 

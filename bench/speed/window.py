@@ -63,6 +63,17 @@ def extra_memory(run: Callable[[], Any]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / (1 << 20)
 
 
+def measured(run: Callable[[], Any], nbytes: float, speed: float) -> dict[str, Any]:
+    """Time, launches and memory of a run that reads so many bytes, at ``speed`` bytes a second at best."""
+    return {
+        "ms": round(milliseconds(run), 4),
+        "floor_ms": round(1000 * nbytes / speed, 4),
+        "launches": launches(run),
+        "extra_mib": round(extra_memory(run), 1),
+        "copy_bytes_per_s": round(speed),
+    }
+
+
 def observe(batch: int, tokens: int, heads: int, groups: int, dim: int) -> Observation:
     """A layer as a model leaves it, transposed views of ``[B, T, H, D]``."""
 
@@ -101,16 +112,8 @@ def main() -> None:
     for tokens in arguments.tokens:
         observation = observe(arguments.batch, tokens, arguments.heads, arguments.groups, arguments.dim)
         for name, (run, reads) in cases(observation, arguments.window).items():
-            record = vars(arguments) | {
-                "tokens": tokens,
-                "what": name,
-                "ms": round(milliseconds(run), 4),
-                "floor_ms": round(1000 * reads * observation.keys.nbytes / speed, 4),
-                "launches": launches(run),
-                "extra_mib": round(extra_memory(run), 1),
-                "copy_bytes_per_s": round(speed),
-                "copy_by": way,
-            }
+            record = vars(arguments) | {"tokens": tokens, "what": name}
+            record |= measured(run, reads * observation.keys.nbytes, speed) | {"copy_by": way}
             print(json.dumps(record | machine), flush=True)
 
 
