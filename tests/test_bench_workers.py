@@ -46,6 +46,15 @@ def test_a_mistake_is_told(tiny_folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert "no samples" in capsys.readouterr().err
 
 
+def test_the_model_is_there_before_workers_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or each of them would convert a GGUF file."""
+    monkeypatch.setattr(workers.multiprocessing, "get_context", None)
+    assert ablation.main(flags(tmp_path / "none", tmp_path, 2)) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
 class Ended:
     exitcode = -9
 

@@ -15,6 +15,7 @@ import msgspec
 import torch
 
 from rdkv.runtime.errors import ConfigError, RdkvError
+from rdkv.runtime.loading import resolve_source
 
 from .cells import Cells, read_cells
 from .settings import Settings
@@ -31,11 +32,13 @@ def sweep(settings: Settings, ticks: Ticks) -> None:
 
     Raises:
         ConfigError: a mistake in the settings, or a process that died.
+        ModelLoadError: no such model.
     """
     folder = Path(settings.out)
     with Cells(folder / "cells.jsonl") as cells:
         gather(folder, cells)  # of a sweep that was interrupted
         tasks = settings.catalogue.resolve(settings.tasks)
+        resolve_source(settings.model)  # a GGUF file is converted here, and not by every worker
         count = min(settings.workers, len(tasks))
         shares = [msgspec.structs.replace(settings, tasks=tuple(tasks[i::count]), workers=1) for i in range(count)]
         threads = max(1, (os.cpu_count() or 1) // count)
