@@ -11,10 +11,10 @@ from torch import Tensor
 from . import naive_leverage
 from .leverage_kernels import distance_kernel, moments_kernel, precision_kernel
 from .naive_leverage import RIDGE, SAMPLE
+from .window import dense, split_tokens
 
-PROGRAMS = 512  # of a launch over all tokens, about: some for each multiprocessor of any GPU
-SPLITS = 16  # of a head's sample, at most
 TILE = 64  # tokens
+PART = 4 * TILE  # of a head's sample, of which one program sums a few
 MOST_CHANNELS = 128  # of a head whose matrix fits into a program's registers
 
 
@@ -26,8 +26,7 @@ def precision(values: Tensor) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, dim = values.shape
     step = -(-tokens // SAMPLE)
     count, every, width = -(-tokens // step), batch * heads, _width(dim)
-    chunk = -(-count // (SPLITS * TILE)) * TILE
-    splits = -(-count // chunk)
+    chunk, splits = split_tokens(count, every, PART)
     new = partial(torch.empty, dtype=torch.float32, device=values.device)
     sums, products = new(every, splits, dim), new(every, splits, dim, dim)
     mean, out = new(batch, heads, dim), new(batch, heads, dim, dim)
@@ -50,10 +49,9 @@ def distances(values: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     batch, heads, tokens, dim = values.shape
     out = torch.empty(batch, heads, tokens, dtype=torch.float32, device=values.device)
     width, every = _width(dim), batch * heads
-    splits = max(1, min(PROGRAMS // every, -(-tokens // TILE)))
-    chunk = -(-tokens // (splits * TILE)) * TILE
+    chunk, splits = split_tokens(tokens, every, TILE)
     with torch.cuda.device_of(values):  # type: ignore[no-untyped-call]
-        distance_kernel[(every, -(-tokens // chunk))](
+        distance_kernel[(every, splits)](
             values, mean, precision, out, tokens, chunk, heads, *values.stride()[:3],
             D=dim, BT=TILE, BD=width, num_warps=8 if width > 64 else 4,
         )  # fmt: skip
@@ -68,7 +66,7 @@ def leverage(values: Tensor) -> Tensor:
     """
     if values.shape[-1] > MOST_CHANNELS:
         return naive_leverage.leverage(values)
-    values = values if values.stride(-1) == 1 else values.contiguous()
+    values = dense(values)
     return distances(values, *precision(values))
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .naive_window import CHUNK_ELEMENTS
+
 SAMPLE = 4096  # tokens that the covariance is of, at most; every so many-th of a longer prompt
 RIDGE = 1e-4  # of the mean variance, added to every channel's: few tokens span few directions
-CHUNK_ELEMENTS = 1 << 26  # values in float32 at once
 
 
 def precision(values: Tensor) -> tuple[Tensor, Tensor]:

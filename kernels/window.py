@@ -57,12 +57,12 @@ def token_moments(queries: Tensor, keys: Tensor, scale: float, moment: Moment) -
     Returns:
         ``[B, H, T]`` float32; NaN for every token of a KV head whose queries or keys do not give finite logits.
     """
-    queries, keys = _dense(queries), _dense(keys)
+    queries, keys = dense(queries), dense(keys)
     batch, heads, groups, width, dim = queries.shape
     tokens, rows, every = keys.shape[2], groups * width, batch * heads
     tile = Tile.of(rows, dim, keys.dtype)
     blocks = -(-rows // tile.rows)
-    chunk, splits = _split(tokens, every * blocks, tile.tokens)
+    chunk, splits = split_tokens(tokens, every * blocks, tile.tokens)
     new = partial(torch.empty, dtype=torch.float32, device=keys.device)
     parts, lse, out = new(every * rows, splits), new(every * rows), new(blocks, batch, heads, tokens)
     grid, factor = (blocks, every, splits), scale * LOG2_E
@@ -87,11 +87,11 @@ def key_statistics(keys: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Both ``[B, H, D]`` float32.
     """
-    keys = _dense(keys)
+    keys = dense(keys)
     batch, heads, tokens, dim = keys.shape
     width, every = max(16, triton.next_power_of_2(dim)), batch * heads
     lanes = 32 if width <= 128 else 16  # tokens of a tile
-    chunk, splits = _split(tokens, every, lanes)
+    chunk, splits = split_tokens(tokens, every, lanes)
     parts = torch.empty(every, splits, 2, dim, dtype=torch.float32, device=keys.device)
     out = torch.empty(2, batch, heads, dim, dtype=torch.float32, device=keys.device)
     with torch.cuda.device_of(keys):  # type: ignore[no-untyped-call]
@@ -102,13 +102,13 @@ def key_statistics(keys: Tensor) -> tuple[Tensor, Tensor]:
     return out[0], out[1]
 
 
-def _split(tokens: int, others: int, tile: int) -> tuple[int, int]:
+def split_tokens(tokens: int, others: int, tile: int) -> tuple[int, int]:
     """Tokens of a program, whole tiles, and the programs that this makes along the prompt."""
     wanted = max(1, PROGRAMS // others)
     chunk = -(-tokens // (wanted * tile)) * tile
     return chunk, -(-tokens // chunk)
 
 
-def _dense(tensor: Tensor) -> Tensor:
+def dense(tensor: Tensor) -> Tensor:
     """The tensor, copied only if its last dimension is strided."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -52,6 +52,15 @@ def checked_error(case: Case, device: str) -> float:
     output, _ = attend(query, packed, plan(packed), shape.dim**-0.5)
     keys, values, held = (x.unflatten(0, (shape.batch, shape.heads)) for x in naive_pack.unpack(packed))
     truth, _ = naive.attention(query, keys, values, shape.dim**-0.5, held.unsqueeze(2))
+    return relative_error(output, truth)
+
+
+def relative_error(output: Tensor, truth: Tensor) -> float:
+    """How far ``output`` is off.
+
+    Raises:
+        ValueError: by more than `MOST_ERROR`.
+    """
     error = float((output - truth).norm() / truth.norm())
     if not error <= MOST_ERROR:
         raise ValueError(f"the output is off by {error:.2e}, more than {MOST_ERROR:.0e}: not timed")

@@ -70,10 +70,10 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The command line's arguments; the layer of Llama-3.1-8B by default."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--tokens", type=_several(int), default=[131072, 32768, 8192])
-    result.add_argument("--batch", type=_several(int), default=[16, 64, 1, 4])
-    result.add_argument("--budget", type=_several(float), default=[0.0248, 0.01, 0.05, 0.1])
-    result.add_argument("--mix", type=_several(_mix), default=list(MIXES))
+    result.add_argument("--tokens", type=several(int), default=[131072, 32768, 8192])
+    result.add_argument("--batch", type=several(int), default=[16, 64, 1, 4])
+    result.add_argument("--budget", type=several(float), default=[0.0248, 0.01, 0.05, 0.1])
+    result.add_argument("--mix", type=several(_mix), default=list(MIXES))
     result.add_argument("--head-dim", type=int, default=128)
     result.add_argument("--heads", type=int, default=8, help="KV heads")
     result.add_argument("--group", type=int, default=4, help="query heads of a KV head")
@@ -86,7 +86,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return result
 
 
-def _several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+def several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     def split(text: str) -> list[Any]:
         return [kind(part) for part in text.split(",")]
 
