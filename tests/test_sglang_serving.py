@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +66,9 @@ def cases() -> dict[str, Case]:
     ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0", "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "0"}  # others use GPU 0
     # Room for a few prompts of the average length, beside the tables: the others wait.
     small, spread = {"budget": 1.0, "arena_bytes": 600_000}, 0.002 if ON_GPU else 0.05
+    # While one of these is read, the pool has no room for another: all are held at once by slots that come back.
+    long = [[3 + (i * j) % 120 for j in range(300)] for i in (7, 11, 13, 17)]
+    narrow = {"max_total_tokens": 640, "decode_log_interval": 1, **chunks}
     made = {
         "stock": Case(PROMPTS, new, stock),
         "overlap": Case(PROMPTS, new, rdkv_engine({**identity, "arena_bytes": None}), STRICT),  # the default share
@@ -73,6 +77,7 @@ def cases() -> dict[str, Case]:
         "compressed": Case(PROMPTS, new, rdkv_engine({"budget": 0.4}, **chunks), STRICT),
         "one-rank": Case(PROMPTS, new, rdkv_engine(by_head)),
         "two-ranks": Case(PROMPTS, new, rdkv_engine(by_head, tp_size=2), ranks),
+        "narrow": Case(long, [60] * len(long), rdkv_engine({"budget": 0.4}, **narrow), STRICT),
         "stock-many": Case(prompts, lengths, {**stock, **chunks}),
         "many": Case(prompts, lengths, rdkv_engine(small, **chunks), spread=spread, abort=abort),
     }
@@ -169,22 +174,36 @@ def test_requests_come_and_go(reports: Reports) -> None:
 
 
 def test_slots_that_come_back_are_waited_for() -> None:
-    """SGLang takes "no token" to last until a request ends, which slots of a packed prompt do not need."""
+    """SGLang takes "no token" to last until a request ends, which slots of a prompt that is packed do not need."""
     from sglang.srt.managers.schedule_policy import AddReqResult as Result
 
-    from rdkv.plugins.sglang.serving import Packed, Serving  # not above: hooks are tested without it
+    from rdkv.plugins.sglang.ledger import Ledger  # not above: hooks are tested without it
+    from rdkv.plugins.sglang.serving import Packed, Serving
 
     serving = Serving(SimpleNamespace(_rdkv_config='{"budget": 0.5}'))
     serving.shape = ArenaShape(1, 1, 16, torch.bfloat16, 1, 0)
     request = SimpleNamespace(rid="a", full_untruncated_fill_ids=[1])
     adder = SimpleNamespace(running_batch=None, can_run_list=[], req_states=None)
     assert serving.admit(lambda *_: Result.NO_TOKEN, adder, request) == Result.NO_TOKEN
+    adder.can_run_list.append(SimpleNamespace(rid="stays in the pool", origin_input_ids=[1]))
+    assert serving.admit(lambda *_: Result.NO_TOKEN, adder, request) == Result.NO_TOKEN
+    serving.ledger = Ledger(1)
+    assert serving.ledger.reserve("is being read", 1)
+    adder.can_run_list.append(SimpleNamespace(rid="is being read", origin_input_ids=[1]))
+    assert serving.admit(lambda *_: Result.NO_TOKEN, adder, request) == Result.OTHER
+    adder.can_run_list.clear()
     serving._packed.append(Packed(request, 1, 1))
     assert serving.admit(lambda *_: Result.NO_TOKEN, adder, request) == Result.OTHER
     assert serving.admit(lambda *_: Result.CONTINUE, adder, request) == Result.CONTINUE
 
 
-@pytest.mark.parametrize("name", ["overlap", "chunks", "retraction", "compressed", "many"])
+def test_a_pool_that_holds_one_prompt_serves_many_at_once(reports: Reports) -> None:
+    found = re.findall(r"Decode batch, #running-req: (\d+)", reports["narrow"]["log"])
+    assert max(map(int, found)) == len(reports["narrow"]["answers"]) == 4
+    assert all(answer["retractions"] == 0 for answer in reports["narrow"]["answers"])
+
+
+@pytest.mark.parametrize("name", ["overlap", "chunks", "retraction", "compressed", "narrow", "many"])
 def test_nothing_is_left(reports: Reports, name: str) -> None:
     state = reports[name]["state"]
     assert state["arena_bytes"] > 0

@@ -146,9 +146,13 @@ class Serving:
         if wanted and not any(other is request for other in adder.can_run_list):
             self.ledger.release(request.rid)
         self.metrics.arena(self.ledger)
-        if result == AddReqResult.NO_TOKEN and self._packed:
-            return AddReqResult.OTHER  # slots come back with the next result: "no token" is until a request ends
+        if result == AddReqResult.NO_TOKEN and self._slots_come_back(adder):
+            return AddReqResult.OTHER  # SGLang takes "no token" to last until a request ends
         return result
+
+    def _slots_come_back(self, adder: Any) -> bool:
+        """Whether slots will be free without a request's end: those of prompts that are being read, or packed."""
+        return bool(self._packed) or any(self.ledger.region(other.rid) is not None for other in adder.can_run_list)
 
     def forward(self, original: Callable[..., Any], worker: Any, batch: Any, *more: Any, **named: Any) -> Any:
         """Run a batch; the prompts that it ends are packed on the way, see `read`."""
