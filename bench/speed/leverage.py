@@ -46,7 +46,7 @@ def main() -> None:
         size = (arguments.batch, tokens, arguments.heads, arguments.dim)
         values = torch.randn(size, device="cuda", dtype=torch.bfloat16).transpose(1, 2)  # as a model leaves them
         for name, (run, reads) in cases(values).items():
-            record = vars(arguments) | {"tokens": tokens, "what": name}
+            record = {"kind": "leverage"} | vars(arguments) | {"tokens": tokens, "what": name}
             record |= measured(run, reads * values.nbytes, speed) | {"copy_by": way}
             print(json.dumps(record | machine), flush=True)
 

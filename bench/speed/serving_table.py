@@ -1,4 +1,4 @@
-"""The table of servers under load, from the records of `serving`."""
+"""The tables of serving: servers under load, from the records of `serving`, and a step, from those of `decode_schedule`."""
 
 from __future__ import annotations
 
@@ -38,3 +38,17 @@ def _row(record: Record) -> list[str]:
     cells = [f"{int(given):,}", f"{int(made):,}", requests, "all at once" if rate == "inf" else rate, server]
     cells += [str(record["most_running"]), figure("output_throughput", ",.0f"), figure("decode_throughput", ",.0f")]
     return [*cells, *(figure(name, ",.1f") for name in ("median_ttft_ms", "median_itl_ms", "p99_itl_ms"))]
+
+
+def decode_schedule(records: list[Record]) -> str:
+    """Steps of one layer by the length of the answers so far, a table for each machine."""
+    latest = {(r["device"], r["batch"], r["tokens"], r["mix"], r["budget"], r["tail"]): r for r in records}
+    head = ["prompts", "tokens", "budget", "new tokens each", "µs", "floor µs", "of copy rate", "FlashInfer µs", "faster"]
+
+    def row(record: Record) -> list[str]:
+        cells = [str(record["batch"]), f"{record['tokens']:,}", f"{100 * record['budget']:g}%", f"{record['tail']:,}"]
+        cells += [f"{record['us']:.0f}", f"{record['floor_us']:.0f}", f"{100 * record['share_of_copy']:.0f}%"]
+        full = record["flashinfer_us"]
+        return [*cells, f"{full:,.0f}" if full else "not timed", f"{full / record['us']:.1f}x" if full else ""]
+
+    return machine(records) + grid(head, map(row, (r for r in latest.values() if r["us"])))

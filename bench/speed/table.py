@@ -13,15 +13,17 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .serving_table import serving
-from .tables import Record, attention, bits, compress, engine, gemv
+from .serving_table import decode_schedule, serving
+from .tables import Record, attention, bits, compress, engine, gemv, leverage
 
 MARKER = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {
     "attention": attention,
     "compress": compress,
+    "decode_schedule": decode_schedule,
     "engine": engine,
     "gemv": gemv,
+    "leverage": leverage,
     "serving": serving,
     "bits": bits,
 }

@@ -142,3 +142,15 @@ def bits(records: list[Record]) -> str:
     title += f"{record['kv_heads']} KV heads of {record['head_dim']} channels.\n\n"
     budgets = sorted(record["budgets"].items(), key=lambda item: float(item[0]))
     return title + grid(head, (row(*item) for item in budgets))
+
+
+def leverage(records: list[Record]) -> str:
+    """What the leverage of a layer's values takes."""
+    latest = {(r["device"], r["tokens"], r["heads"], r["dim"], r["what"]): r for r in records}
+    head = ["tokens", "what", "µs", "floor µs", "launches", "MiB besides"]
+
+    def row(record: Record) -> list[str]:
+        cells = [f"{record['tokens']:,}", record["what"], f"{1e3 * record['ms']:.0f}", f"{1e3 * record['floor_ms']:.0f}"]
+        return [*cells, str(record["launches"]), f"{record['extra_mib']:.1f}"]
+
+    return machine(records) + grid(head, map(row, latest.values()))
