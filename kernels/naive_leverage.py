@@ -1,59 +1,78 @@
 """The meaning of `leverage` in plain PyTorch: how unlike the others each value is.
 
-    h_t = (v_t - m)^T C^-1 (v_t - m) / D
+    h_t = sum_b (v_tb - m_b)^T C_b^-1 (v_tb - m_b) / D
 
-with the mean ``m`` and the covariance ``C`` of a head's values: the statistical leverage of a token, as its squared
-Mahalanobis distance, which is 1 in the mean. A value that others resemble can be stood in for by them; in directions
-in which the others hardly differ, none can.
+with the mean ``m_b`` and the covariance ``C_b`` of a head's values in each block ``b`` of `BLOCK` channels: the
+statistical leverage of a token by each block, as its squared Mahalanobis distance, which is 1 in the mean. A value that
+others resemble can be stood in for by them; in directions in which the others hardly differ, none can. Blocks are
+as good at finding such values as the covariance of all channels, and their inverses are small.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .naive_window import CHUNK_ELEMENTS
 
+BLOCK = 32  # channels whose covariance is regarded; the last block of a head may have fewer
 SAMPLE = 4096  # tokens that the covariance is of, at most; every so many-th of a longer prompt
-RIDGE = 1e-4  # of the mean variance, added to every channel's: few tokens span few directions
+RIDGE = 1e-4  # of a block's mean variance, added to every channel's: few tokens span few directions
+
+
+def blocks(dim: int) -> int:
+    """Blocks of a head of ``dim`` channels."""
+    return -(-dim // BLOCK)
 
 
 def precision(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean ``[B, H, D]`` and inverse covariance ``[B, H, D, D]`` of ``values`` ``[B, H, T, D]``, float32.
+    """Mean ``[B, H, D]`` and inverse covariances ``[B, H, N, BLOCK, BLOCK]`` of ``values`` ``[B, H, T, D]``, float32.
 
-    What has no inverse gives no finite numbers.
+    What has no inverse gives no finite numbers. Of channels that a block lacks the inverse is the identity's.
     """
     sample = values[:, :, :: -(-values.shape[2] // SAMPLE)].float()
     mean = sample.mean(2, keepdim=True)
-    sample = sample - mean
-    covariance = torch.matmul(sample.transpose(2, 3), sample) / sample.shape[2]
-    diagonal = covariance.diagonal(dim1=2, dim2=3)
-    diagonal += RIDGE * diagonal.mean(-1, keepdim=True)
+    sample = _in_blocks(sample - mean)
+    covariance = torch.matmul(sample.transpose(3, 4), sample) / sample.shape[3]
+    diagonal = covariance.diagonal(dim1=3, dim2=4)
+    here = _in_blocks(torch.ones_like(mean)).squeeze(3)  # [B, H, N, BLOCK]
+    diagonal += torch.where(here > 0, RIDGE * (diagonal.sum(-1) / here.sum(-1))[..., None], 1.0)
     inverse, singular = torch.linalg.inv_ex(covariance)
     return mean.squeeze(2), torch.where((singular == 0)[..., None, None], inverse, float("nan"))
 
 
 def distances(values: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
-    """``(v - m)^T P (v - m) / D`` of every value, ``[B, H, T]`` float32; 1 where that is no finite number.
+    """``(v - m)^T P (v - m) / D`` of every value, ``[B, H, T]`` float32; a block that has no finite number counts as 1.
 
     Args:
         values: ``[B, H, T, D]``.
-        mean: ``[B, H, D]`` float32; precision: ``[B, H, D, D]`` float32, symmetric.
+        mean: ``[B, H, D]`` float32; precision: ``[B, H, N, BLOCK, BLOCK]`` float32, symmetric.
     """
+    dim = values.shape[3]
+    sizes = torch.tensor([min(BLOCK, dim - start) for start in range(0, dim, BLOCK)], device=values.device)
     step = max(1, CHUNK_ELEMENTS // (values[:, 0].numel() or 1))
     parts = []
     for start in range(0, values.shape[1], step):
         some = slice(start, start + step)
-        moved = values[:, some].float() - mean[:, some, None]
-        parts.append((torch.matmul(moved, precision[:, some]) * moved).sum(-1) / values.shape[3])
-    found = torch.cat(parts, 1)
-    return torch.where(found.isfinite(), found.clamp(min=0.0), 1.0)
+        moved = _in_blocks(values[:, some].float() - mean[:, some, None])
+        found = (torch.matmul(moved, precision[:, some]) * moved).sum(-1)  # [B, h, N, T]
+        found = torch.where(found.isfinite(), found.clamp(min=0.0), sizes[:, None])
+        parts.append(found.sum(2) / dim)
+    return torch.cat(parts, 1)
 
 
 def leverage(values: Tensor) -> Tensor:
     """Leverage of each token's value, ``[B, H, T]`` float32.
 
     Args:
-        values: ``[B, H, T, D]``. Where they are not finite, or all alike, every leverage is 1.
+        values: ``[B, H, T, D]``. Where a block is not finite, or all alike, every value's leverage by it is 1.
     """
     return distances(values, *precision(values))
+
+
+def _in_blocks(values: Tensor) -> Tensor:
+    """``[B, H, T, D]`` as ``[B, H, N, T, BLOCK]``, with zeros for channels that the last block lacks."""
+    dim = values.shape[3]
+    padded = functional.pad(values, (0, blocks(dim) * BLOCK - dim))
+    return padded.unflatten(3, (-1, BLOCK)).transpose(2, 3)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rdkv.kernels import naive_leverage
 
-SIZES = [(1, 2, 300, 64), (2, 1, 40, 80), (1, 3, 9000, 16)]
+SIZES = [(1, 2, 300, 64), (2, 1, 40, 80), (1, 3, 9000, 16), (1, 1, 200, 160)]
 
 
 def made(batch: int, heads: int, tokens: int, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -19,16 +19,16 @@ def made(batch: int, heads: int, tokens: int, dim: int, dtype: torch.dtype = tor
     return values.to(DEVICE, dtype)
 
 
-@pytest.mark.parametrize("size", SIZES[:1])
-def test_is_the_leverage_of_a_regression(size: tuple[int, ...]) -> None:
-    """The diagonal of the projection onto the span of the centred values, by another way (QR)."""
-    values = (torch.randn(*size) * torch.linspace(0.5, 3, size[-1]) + 1).double()[0, 0].to(DEVICE)
-    centred = values - values.mean(0)
-    q, _ = torch.linalg.qr(centred)
-    expected = q.square().sum(1) * len(values) / values.shape[1]
-    torch.testing.assert_close(
-        naive_leverage.leverage(values.float()[None, None])[0, 0].double(), expected, rtol=0.02, atol=0
-    )
+@pytest.mark.parametrize("dim", [24, 64, 80])
+def test_is_the_leverage_of_a_regression(dim: int) -> None:
+    """In each block of channels the diagonal of the projection onto the span of the centred values, by QR."""
+    values = (torch.randn(300, dim) * torch.linspace(0.5, 3, dim) + 1).to(DEVICE)
+    expected = torch.zeros(300, dtype=torch.float64, device=DEVICE)
+    for block in values.double().split(32, 1):
+        q, _ = torch.linalg.qr(block - block.mean(0))
+        expected += q.square().sum(1) * 300 / dim
+    found = naive_leverage.leverage(values[None, None])[0, 0].double()
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
 
 
 def test_one_in_the_mean() -> None:
@@ -37,8 +37,9 @@ def test_one_in_the_mean() -> None:
 
 
 def test_scale_and_rotation_do_not_matter() -> None:
+    """A rotation of each block, which is all that is regarded together."""
     values = made(1, 2, 300, 64)
-    turn, _ = torch.linalg.qr(torch.randn(64, 64))
+    turn = torch.block_diag(*(torch.linalg.qr(torch.randn(32, 32))[0] for _ in range(2)))
     turned = 7 * values @ turn.to(DEVICE) + 2
     torch.testing.assert_close(naive_leverage.leverage(turned), naive_leverage.leverage(values), rtol=0.01, atol=0.01)
 
@@ -74,3 +75,15 @@ def test_what_has_no_leverage(odd: str) -> None:
         assert bool((found[:, 1] == 1).all()) or odd == "huge"
         if odd != "one":
             torch.testing.assert_close(found[:, 0], naive_leverage.leverage(values[:, :1])[:, 0], rtol=0.02, atol=0.01)
+
+
+def test_a_block_that_is_all_alike_counts_as_one() -> None:
+    pytest.importorskip("triton")
+    from rdkv.kernels import leverage
+
+    values = made(1, 2, 60, 80)
+    values[:, 1, :, 32:64] = 3.0
+    first, last = (naive_leverage.leverage(part.contiguous()) for part in (values[..., :32], values[..., 64:]))
+    expected = (32 * first + 32 + 16 * last) / 80
+    for module in (naive_leverage, leverage):
+        torch.testing.assert_close(module.leverage(values)[:, 1], expected[:, 1], rtol=0.02, atol=0.01)

@@ -15,10 +15,9 @@ from rdkv.kernels.leverage_kernels import distance_kernel, moments_kernel, preci
 dtype, dim = json.loads(sys.argv[1])
 names = ("sums", "products", "mean", "out", "precision")
 types = dict.fromkeys(names, "*fp32") | dict(values=f"*{dtype}", ridge="fp32")
-width = 1 << (dim - 1).bit_length()
-build(moments_kernel, types, max(4, width // 8), D=dim, BT=64, BD=width)
-build(precision_kernel, types, max(4, width // 8), D=dim, BD=width)
-build(distance_kernel, types, 8 if width > 64 else 4, D=dim, BT=64, BD=width)
+build(moments_kernel, types, 4, D=dim, BT=64, BD=32)
+build(precision_kernel, types, 1, D=dim, BD=32)
+build(distance_kernel, types, 4, D=dim, BT=64, BD=32)
 """
 
 

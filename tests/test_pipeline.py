@@ -83,7 +83,7 @@ def test_few_launches_with_kernels_and_the_same_plan(monkeypatch: pytest.MonkeyP
 
 
 ONE_MEAN = {"scorer_options": {"kernel": "mean"}, "allocator_options": {"key_weight": 1.0}}
-LEVERAGE = {"scorer_options": {"leverage": 0.1}}  # three launches on a GPU
+LEVERAGE = {"scorer_options": {"leverage": 0.1}}  # four launches on a GPU
 
 
 # The default has three means.

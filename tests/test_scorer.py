@@ -116,7 +116,7 @@ def test_token_weight(weight: str, tokens: int, window: int) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 2.0])
 def test_leverage_of_values(share: float) -> None:
-    """Mean weights of the layer, in each sequence, times the leverage of the value by a regression in float64."""
+    """Mean weights of the head, in each sequence, times the leverage of the value by a regression in float64."""
     observation = observe(40)
     plain = score(observation, sinks=3, smoothing=5).token
     values = observation.values.double()
@@ -124,7 +124,7 @@ def test_leverage_of_values(share: float) -> None:
     covariance = centred.transpose(2, 3) @ centred / 40
     covariance += 1e-4 * covariance.diagonal(dim1=2, dim2=3).mean(-1)[..., None, None] * torch.eye(D)
     expected = torch.einsum("bhtc,bhcd,bhtd->bht", centred, covariance.inverse(), centred) / D
-    mean = plain.double().mean((1, 2), keepdim=True)
+    mean = plain.double().mean(2, keepdim=True)
     token = score(observation, sinks=3, smoothing=5, leverage=share).token
     close(token, plain + share * mean * expected)
 

@@ -55,7 +55,7 @@ class AttentionDistortion(Scorer):
 
     means being over the queries that see the token, then smoothed along the prompt. What queries yet to come will ask
     for, the window may not have attended to: they miss what no other token has, so each token weighs ``leverage`` mean
-    weights of its layer more, times the leverage of ``v_t`` among the values of its head. A channel weighs
+    weights of its head more, times the leverage of ``v_t`` among the head's values. A channel weighs
     (``channel_weight``)
 
     * ``variance``: ``var_t k_c * mean_w q_c^2``, the error of its logits when its mean is kept;
@@ -80,7 +80,7 @@ class AttentionDistortion(Scorer):
             pinned[..., :sinks] = True
         token = smooth(token, options.smoothing, options.kernel, options.ahead)
         if options.leverage:
-            mean = token.mean((1, 2), keepdim=True)
+            mean = token.mean(2, keepdim=True)
             token = torch.addcmul(token, observation.value_leverage(), mean, value=options.leverage)
         return Scores(
             token=token,
