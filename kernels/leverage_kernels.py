@@ -1,4 +1,4 @@
-"""Kernels of `leverage`: second moments of values, the inverses of their covariances, and each value's distances by them."""
+"""Kernels of `leverage`: moments of values, the inverses of their covariances, and each value's distances by them."""
 
 from __future__ import annotations
 

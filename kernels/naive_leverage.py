@@ -73,6 +73,6 @@ def leverage(values: Tensor) -> Tensor:
 
 def _in_blocks(values: Tensor) -> Tensor:
     """``[B, H, T, D]`` as ``[B, H, N, T, BLOCK]``, with zeros for channels that the last block lacks."""
-    dim = values.shape[3]
+    *most, dim = values.shape
     padded = functional.pad(values, (0, blocks(dim) * BLOCK - dim))
-    return padded.unflatten(3, (-1, BLOCK)).transpose(2, 3)
+    return padded.reshape(*most, -1, BLOCK).transpose(2, 3)

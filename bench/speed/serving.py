@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.05)
     parser.add_argument("--arena", type=float, default=0.5)
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--most", type=int, default=128, help="sequences at once, and one more: a prompt that is read in chunks counts as two")
+    parser.add_argument("--most", type=int, default=128, help="sequences at once, and one: a prompt in chunks is two")
     parser.add_argument(
         "--stock", default="triton", help="attention backend of the stock servers, and of all that reads prompts"
     )

@@ -150,7 +150,8 @@ def leverage(records: list[Record]) -> str:
     head = ["tokens", "what", "µs", "floor µs", "launches", "MiB besides"]
 
     def row(record: Record) -> list[str]:
-        cells = [f"{record['tokens']:,}", record["what"], f"{1e3 * record['ms']:.0f}", f"{1e3 * record['floor_ms']:.0f}"]
+        cells = [f"{record['tokens']:,}", record["what"]]
+        cells += [f"{1e3 * record[name]:.0f}" for name in ("ms", "floor_ms")]
         return [*cells, str(record["launches"]), f"{record['extra_mib']:.1f}"]
 
     return machine(records) + grid(head, map(row, latest.values()))
