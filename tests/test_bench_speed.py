@@ -24,9 +24,11 @@ from bench.speed import (
     decode_schedule,
     leverage,
     mix,
+    serving_table,
     sizes,
     synthetic,
     table,
+    tables,
     timing,
 )
 from rdkv.kernels import naive_pack
@@ -149,7 +151,7 @@ def test_records_lines_and_tables(measured: Path, untimed: None, tmp_path: Path)
     assert page.count("| 200 | 1 | all tokens |") == 1
     assert "Not timed: ValueError: " in page
     assert "| 5% | 20.0% | 2.0% | 3.0% |" in page
-    assert page.count(table.NOTHING) == 6  # other mixes, prefill, engine, products, servers
+    assert page.count(table.NOTHING) == 8  # other mixes, prefill, leverage, engine, products, servers, a step of theirs
     assert table.fill(page, table.read([path, measured])) == page
     assert table.fill(page, []).count(table.NOTHING) == page.count("<!-- end -->")
 
@@ -233,6 +235,10 @@ def test_a_serving_step(untimed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert record["tail_bytes"] == 2 * 5 * 2 * 2 * 64 * 2  # sequences, tokens, keys and values, heads, channels, bytes
     assert record["moved_bytes"] > record["tail_bytes"] + 0.1 * case.shape.full_bytes
     assert record["share_of_copy"] == pytest.approx(record["floor_us"] / 2.0, rel=1e-3)
+    others = {"device": "some GPU", "flashinfer_us": 30.0}
+    row = serving_table.decode_schedule([record | others, record | {"device": "other", "us": None}]).splitlines()[-1]
+    assert row.startswith("| 2 | 400 | 30% | 5 | 2 |")
+    assert row.endswith("| 30 | 15.0x |")
 
 
 def test_leverage_is_timed_as_it_is() -> None:
@@ -240,3 +246,9 @@ def test_leverage_is_timed_as_it_is() -> None:
     runs = {name: run for name, (run, _) in leverage.cases(values).items()}
     for name in ("leverage", "distances"):
         torch.testing.assert_close(runs[name](), runs["leverage, plain PyTorch"](), rtol=0.02, atol=0.01)
+
+
+def test_a_row_of_leverage() -> None:
+    record = {"device": "some GPU", "tokens": 4096, "heads": 8, "dim": 128, "what": "distances", "ms": 0.0312}
+    record |= {"floor_ms": 0.0101, "launches": 1, "extra_mib": 0.5}
+    assert tables.leverage([record]).splitlines()[-1] == "| 4,096 | distances | 31 | 10 | 1 | 0.5 |"
