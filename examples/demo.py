@@ -10,8 +10,9 @@ import time
 from typing import Any
 
 TOKENS = 2900  # of the reference; needle, question and chat template come on top
-NEEDLE = "The pass key to the archive is 58213."
-QUESTION = "What is the pass key to the archive?"
+# Words that the full cache itself is sure of: where it hesitates, rounding decides what a smaller one answers.
+NEEDLE = "The secret number of the lighthouse is 58213."
+QUESTION = "What is the secret number of the lighthouse?"
 
 
 def long_text(tokenizer: Any) -> str:
