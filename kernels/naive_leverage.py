@@ -31,15 +31,18 @@ def precision(values: Tensor) -> tuple[Tensor, Tensor]:
 
     What has no inverse gives no finite numbers. Of channels that a block lacks the inverse is the identity's.
     """
+    batch, heads, _, dim = values.shape
     sample = values[:, :, :: -(-values.shape[2] // SAMPLE)].float()
     mean = sample.mean(2, keepdim=True)
     sample = _in_blocks(sample - mean)
-    covariance = torch.matmul(sample.transpose(3, 4), sample) / sample.shape[3]
-    diagonal = covariance.diagonal(dim1=3, dim2=4)
-    here = _in_blocks(torch.ones_like(mean)).squeeze(3)  # [B, H, N, BLOCK]
-    diagonal += torch.where(here > 0, RIDGE * (diagonal.sum(-1) / here.sum(-1))[..., None], 1.0)
+    covariance = torch.bmm(sample.transpose(1, 2), sample) / sample.shape[1]
+    diagonal = covariance.view(batch * heads, -1, BLOCK, BLOCK).diagonal(dim1=2, dim2=3)  # [B * H, N, BLOCK]
+    diagonal += diagonal.sum(-1, keepdim=True) * torch.tensor([[RIDGE / n] for n in _sizes(dim)], device=values.device)
+    if lacks := -dim % BLOCK:
+        diagonal[:, -1, -lacks:] = 1.0
     inverse, singular = torch.linalg.inv_ex(covariance)
-    return mean.squeeze(2), torch.where((singular == 0)[..., None, None], inverse, float("nan"))
+    inverse = torch.where((singular == 0)[:, None, None], inverse, float("nan"))
+    return mean.squeeze(2), inverse.view(batch, heads, -1, BLOCK, BLOCK)
 
 
 def distances(values: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
@@ -49,16 +52,16 @@ def distances(values: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
         values: ``[B, H, T, D]``.
         mean: ``[B, H, D]`` float32; precision: ``[B, H, N, BLOCK, BLOCK]`` float32, symmetric.
     """
-    dim = values.shape[3]
-    sizes = torch.tensor([min(BLOCK, dim - start) for start in range(0, dim, BLOCK)], device=values.device)
+    sizes = torch.tensor([[n] for n in _sizes(values.shape[3])], device=values.device)
     step = max(1, CHUNK_ELEMENTS // (values[:, 0].numel() or 1))
     parts = []
     for start in range(0, values.shape[1], step):
         some = slice(start, start + step)
         moved = _in_blocks(values[:, some].float() - mean[:, some, None])
-        found = (torch.matmul(moved, precision[:, some]) * moved).sum(-1)  # [B, h, N, T]
-        found = torch.where(found.isfinite(), found.clamp(min=0.0), sizes[:, None])
-        parts.append(found.sum(2) / dim)
+        found = (torch.bmm(moved, precision[:, some].flatten(0, 2)) * moved).sum(-1)  # [B * h * N, T]
+        found = found.view(len(values), -1, len(sizes), values.shape[2])
+        found = torch.where(found < float("inf"), found.clamp(min=0.0), sizes)
+        parts.append(found.sum(2) / values.shape[3])
     return torch.cat(parts, 1)
 
 
@@ -71,8 +74,14 @@ def leverage(values: Tensor) -> Tensor:
     return distances(values, *precision(values))
 
 
+def _sizes(dim: int) -> list[int]:
+    """How many channels each block has."""
+    return [min(BLOCK, dim - start) for start in range(0, dim, BLOCK)]
+
+
 def _in_blocks(values: Tensor) -> Tensor:
-    """``[B, H, T, D]`` as ``[B, H, N, T, BLOCK]``, with zeros for channels that the last block lacks."""
+    """``[B, H, T, D]`` as ``[B * H * N, T, BLOCK]``, with zeros for channels that the last block lacks."""
     *most, dim = values.shape
-    padded = functional.pad(values, (0, blocks(dim) * BLOCK - dim))
-    return padded.reshape(*most, -1, BLOCK).transpose(2, 3)
+    lacks = -dim % BLOCK
+    padded = functional.pad(values, (0, lacks)) if lacks else values
+    return padded.reshape(*most, -1, BLOCK).transpose(2, 3).flatten(0, 2)
