@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .leverage_kernels import distance_kernel, moments_kernel, precision_kernel
-from .naive_leverage import BLOCK, RIDGE, SAMPLE, blocks
+from .naive_leverage import BLOCK, RIDGE, SAMPLE
 from .window import dense, split_tokens
 
 TILE = 64  # tokens
@@ -21,7 +21,7 @@ def precision(values: Tensor) -> tuple[Tensor, Tensor]:
     The device is not waited for; what has no inverse gives no finite numbers.
     """
     batch, heads, tokens, dim = values.shape
-    step, parts = -(-tokens // SAMPLE), blocks(dim)
+    step, parts = -(-tokens // SAMPLE), -(-dim // BLOCK)
     count, every = -(-tokens // step), batch * heads * parts
     chunk, splits = split_tokens(count, every, PART)
     new = partial(torch.empty, dtype=torch.float32, device=values.device)
@@ -43,7 +43,7 @@ def distances(values: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
         mean: ``[B, H, D]`` float32; precision: ``[B, H, N, BLOCK, BLOCK]`` float32, symmetric.
     """
     batch, heads, tokens, dim = values.shape
-    parts = blocks(dim)
+    parts = precision.shape[2]
     out = torch.empty(batch, heads, parts, tokens, dtype=torch.float32, device=values.device)
     every = batch * heads * parts
     chunk, splits = split_tokens(tokens, every, TILE)

@@ -9,11 +9,10 @@ from .decode_codes_kernels import dot, split_high_low
 
 
 @triton.jit
-def _place(heads, stride_b, stride_h, D: tl.constexpr, BD: tl.constexpr):
-    """Of a program: the head, where its values begin, and the channels of its block."""
+def _place(D: tl.constexpr, BD: tl.constexpr):
+    """The head of a program, and the channels of its block."""
     BLOCKS: tl.constexpr = (D + BD - 1) // BD
-    head = tl.program_id(0).to(tl.int64) // BLOCKS
-    return head, head // heads * stride_b + head % heads * stride_h, tl.program_id(0) % BLOCKS * BD + tl.arange(0, BD)
+    return tl.program_id(0).to(tl.int64) // BLOCKS, tl.program_id(0) % BLOCKS * BD + tl.arange(0, BD)
 
 
 @triton.jit
@@ -29,8 +28,8 @@ def moments_kernel(
     D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Sums of ``v`` and of ``v v^T`` in a block over a chunk of the sample, which is every ``step``-th token."""
-    _, at, d = _place(heads, stride_b, stride_h, D, BD)
-    values += at
+    head, d = _place(D, BD)
+    values += head // heads * stride_b + head % heads * stride_h
     split = tl.program_id(1)
     total = tl.zeros([BD], tl.float32)
     product = tl.zeros([BD, BD], tl.float32)
@@ -56,7 +55,7 @@ def precision_kernel(
     Gauss and Jordan's sweeps, in place, of the correlations, whose pivots are 1 at most. One update by ``u u^T`` sweeps
     a row, its column and the rest, if the pivot's entry of ``u`` is less by 1; it leaves 2 too much on the diagonal.
     """
-    head, _, d = _place(1, 0, 0, D, BD)
+    head, d = _place(D, BD)
     block, i = tl.program_id(0).to(tl.int64), tl.arange(0, BD)
     at = i[:, None] * BD + i[None, :]
     m = tl.zeros([BD], tl.float32)
@@ -91,8 +90,8 @@ def distance_kernel(
 
     With 16-bit values ``P`` is a sum of two matrices of their type, which tensor cores multiply exactly.
     """
-    head, at, d = _place(heads, stride_b, stride_h, D, BD)
-    values += at
+    head, d = _place(D, BD)
+    values += head // heads * stride_b + head % heads * stride_h
     block, i = tl.program_id(0).to(tl.int64), tl.arange(0, BD)
     m = tl.load(mean + head * D + d, mask=d < D, other=0.0)
     p = tl.load(precision + block * BD * BD + i[:, None] * BD + i[None, :])

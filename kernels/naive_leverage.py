@@ -21,15 +21,10 @@ SAMPLE = 4096  # tokens that the covariance is of, at most; every so many-th of 
 RIDGE = 1e-4  # of a block's mean variance, added to every channel's: few tokens span few directions
 
 
-def blocks(dim: int) -> int:
-    """Blocks of a head of ``dim`` channels."""
-    return -(-dim // BLOCK)
-
-
 def precision(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean ``[B, H, D]`` and inverse covariances ``[B, H, N, BLOCK, BLOCK]`` of ``values`` ``[B, H, T, D]``, float32.
 
-    What has no inverse gives no finite numbers. Of channels that a block lacks the inverse is the identity's.
+    What has no inverse gives no finite numbers. Channels that the last block lacks have nothing to do with the others.
     """
     batch, heads, _, dim = values.shape
     sample = values[:, :, :: -(-values.shape[2] // SAMPLE)].float()
@@ -37,9 +32,11 @@ def precision(values: Tensor) -> tuple[Tensor, Tensor]:
     sample = _in_blocks(sample - mean)
     covariance = torch.bmm(sample.transpose(1, 2), sample) / sample.shape[1]
     diagonal = covariance.view(batch * heads, -1, BLOCK, BLOCK).diagonal(dim1=2, dim2=3)  # [B * H, N, BLOCK]
-    diagonal += diagonal.sum(-1, keepdim=True) * torch.tensor([[RIDGE / n] for n in _sizes(dim)], device=values.device)
+    lift = diagonal.mean(-1, keepdim=True) * RIDGE
     if lacks := -dim % BLOCK:
-        diagonal[:, -1, -lacks:] = 1.0
+        lift[:, -1] *= BLOCK / (BLOCK - lacks)
+        diagonal[:, -1, -lacks:].fill_(1.0)
+    diagonal += lift
     inverse, singular = torch.linalg.inv_ex(covariance)
     inverse = torch.where((singular == 0)[:, None, None], inverse, float("nan"))
     return mean.squeeze(2), inverse.view(batch, heads, -1, BLOCK, BLOCK)
@@ -52,7 +49,7 @@ def distances(values: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
         values: ``[B, H, T, D]``.
         mean: ``[B, H, D]`` float32; precision: ``[B, H, N, BLOCK, BLOCK]`` float32, symmetric.
     """
-    sizes = torch.tensor([[n] for n in _sizes(values.shape[3])], device=values.device)
+    sizes = _sizes(values)
     step = max(1, CHUNK_ELEMENTS // (values[:, 0].numel() or 1))
     parts = []
     for start in range(0, values.shape[1], step):
@@ -74,9 +71,13 @@ def leverage(values: Tensor) -> Tensor:
     return distances(values, *precision(values))
 
 
-def _sizes(dim: int) -> list[int]:
-    """How many channels each block has."""
-    return [min(BLOCK, dim - start) for start in range(0, dim, BLOCK)]
+def _sizes(values: Tensor) -> Tensor:
+    """How many channels each block has, ``[N, 1]`` float32; made where values are, since a copy waits for a GPU."""
+    dim = values.shape[3]
+    sizes = torch.full((-(-dim // BLOCK), 1), float(BLOCK), device=values.device)
+    if lacks := -dim % BLOCK:
+        sizes[-1].fill_(BLOCK - lacks)
+    return sizes
 
 
 def _in_blocks(values: Tensor) -> Tensor:
