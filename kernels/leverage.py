@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .leverage_kernels import distance_kernel, moments_kernel, precision_kernel
-from .naive_leverage import BLOCK, RIDGE, SAMPLE
+from .naive_leverage import ALIKE, BLOCK, RIDGE, SAMPLE
 from .window import dense, split_tokens
 
 TILE = 64  # tokens
@@ -31,7 +31,9 @@ def precision(values: Tensor) -> tuple[Tensor, Tensor]:
         moments_kernel[(every, splits)](
             values, sums, products, count, step, chunk, heads, splits, *values.stride()[:3], D=dim, BT=TILE, BD=BLOCK
         )
-        precision_kernel[(every,)](sums, products, mean, out, count, splits, RIDGE, D=dim, BD=BLOCK, num_warps=1)
+        precision_kernel[(every,)](
+            sums, products, mean, out, count, splits, RIDGE, ALIKE, D=dim, BD=BLOCK, num_warps=1
+        )
     return mean, out
 
 

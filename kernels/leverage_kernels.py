@@ -48,9 +48,11 @@ def moments_kernel(
 
 @triton.jit
 def precision_kernel(
-    sums, products, mean, out, count, splits, ridge, D: tl.constexpr, BD: tl.constexpr
+    sums, products, mean, out, count, splits, ridge, alike, D: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
     """A block's mean and the inverse of its covariance, whose diagonal is lifted by ``ridge`` of its mean.
+
+    A block whose values are all ``alike`` has none: not a number.
 
     Gauss and Jordan's sweeps, in place, of the correlations, whose pivots are 1 at most. One update by ``u u^T`` sweeps
     a row, its column and the rest, if the pivot's entry of ``u`` is less by 1; it leaves 2 too much on the diagonal.
@@ -68,7 +70,9 @@ def precision_kernel(
     a = a / count - m[:, None] * m[None, :]
     same = i[:, None] == i[None, :]
     variance = tl.sum(tl.where(same, a, 0.0), 1)
-    variance += ridge * tl.sum(variance, 0) / tl.sum((d < D).to(tl.float32), 0)
+    spread = tl.sum(variance, 0)
+    variance += ridge * spread / tl.sum((d < D).to(tl.float32), 0)
+    variance = tl.where(spread <= alike * tl.sum(m * m, 0), float("nan"), variance)
     scale = tl.where(d < D, tl.rsqrt(variance), 1.0)
     a = tl.where(same, 1.0, a * (scale[:, None] * scale[None, :]))
     for k in range(BD):

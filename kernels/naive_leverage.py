@@ -19,6 +19,7 @@ from .naive_window import CHUNK_ELEMENTS
 BLOCK = 32  # channels whose covariance is regarded; the last block of a head may have fewer
 SAMPLE = 4096  # tokens that the covariance is of, at most; every so many-th of a longer prompt
 RIDGE = 1e-4  # of a block's mean variance, added to every channel's: few tokens span few directions
+ALIKE = 2.0**-20  # of the square of a block's mean: what is left of a difference of float32 squares is not a variance
 
 
 def precision(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,13 +33,14 @@ def precision(values: Tensor) -> tuple[Tensor, Tensor]:
     sample = _in_blocks(sample - mean)
     covariance = torch.bmm(sample.transpose(1, 2), sample) / sample.shape[1]
     diagonal = covariance.view(batch * heads, -1, BLOCK, BLOCK).diagonal(dim1=2, dim2=3)  # [B * H, N, BLOCK]
-    lift = diagonal.mean(-1, keepdim=True) * RIDGE
+    spread = diagonal.mean(-1, keepdim=True)  # [B * H, N, 1]
+    alike = spread <= ALIKE * _padded(mean).view(batch * heads, -1, BLOCK).square().mean(-1, keepdim=True)
+    lift = (spread * RIDGE).masked_fill_(alike, float("nan"))
     if lacks := -dim % BLOCK:
         lift[:, -1] *= BLOCK / (BLOCK - lacks)
         diagonal[:, -1, -lacks:].fill_(1.0)
     diagonal += lift
-    inverse, singular = torch.linalg.inv_ex(covariance)
-    inverse = torch.where((singular == 0)[:, None, None], inverse, float("nan"))
+    inverse = torch.linalg.inv_ex(covariance).inverse
     return mean.squeeze(2), inverse.view(batch, heads, -1, BLOCK, BLOCK)
 
 
@@ -49,17 +51,21 @@ def distances(values: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
         values: ``[B, H, T, D]``.
         mean: ``[B, H, D]`` float32; precision: ``[B, H, N, BLOCK, BLOCK]`` float32, symmetric.
     """
+    heads = values.shape[1]
+    step = max(1, CHUNK_ELEMENTS * heads // (values.numel() or 1))
+    if step >= heads:
+        return _distances(values, mean, precision)
+    slices = [slice(start, start + step) for start in range(0, heads, step)]
+    return torch.cat([_distances(values[:, some], mean[:, some], precision[:, some]) for some in slices], 1)
+
+
+def _distances(values: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    moved = _in_blocks(values.float() - mean.unsqueeze(2))
     sizes = _sizes(values)
-    step = max(1, CHUNK_ELEMENTS // (values[:, 0].numel() or 1))
-    parts = []
-    for start in range(0, values.shape[1], step):
-        some = slice(start, start + step)
-        moved = _in_blocks(values[:, some].float() - mean[:, some, None])
-        found = (torch.bmm(moved, precision[:, some].flatten(0, 2)) * moved).sum(-1)  # [B * h * N, T]
-        found = found.view(len(values), -1, len(sizes), values.shape[2])
-        found = torch.where(found < float("inf"), found.clamp(min=0.0), sizes)
-        parts.append(found.sum(2) / values.shape[3])
-    return torch.cat(parts, 1)
+    found = (torch.bmm(moved, precision.flatten(0, 2)) * moved).sum(-1)  # [B * H * N, T]
+    found = found.view(len(values), -1, len(sizes), values.shape[2])
+    found = torch.where(found < float("inf"), found.clamp(min=0.0), sizes)
+    return found.sum(2) / values.shape[3]
 
 
 def leverage(values: Tensor) -> Tensor:
@@ -80,9 +86,12 @@ def _sizes(values: Tensor) -> Tensor:
     return sizes
 
 
+def _padded(values: Tensor) -> Tensor:
+    """With zeros for channels that the last block lacks."""
+    lacks = -values.shape[-1] % BLOCK
+    return functional.pad(values, (0, lacks)) if lacks else values
+
+
 def _in_blocks(values: Tensor) -> Tensor:
-    """``[B, H, T, D]`` as ``[B * H * N, T, BLOCK]``, with zeros for channels that the last block lacks."""
-    *most, dim = values.shape
-    lacks = -dim % BLOCK
-    padded = functional.pad(values, (0, lacks)) if lacks else values
-    return padded.reshape(*most, -1, BLOCK).transpose(2, 3).flatten(0, 2)
+    """``[B, H, T, D]`` as ``[B * H * N, T, BLOCK]``."""
+    return _padded(values).reshape(*values.shape[:3], -1, BLOCK).transpose(2, 3).flatten(0, 2)

@@ -77,12 +77,13 @@ def test_what_has_no_leverage(odd: str) -> None:
             torch.testing.assert_close(found[:, 0], naive_leverage.leverage(values[:, :1])[:, 0], rtol=0.02, atol=0.01)
 
 
-def test_a_block_that_is_all_alike_counts_as_one() -> None:
+@pytest.mark.parametrize("alike", [3.0, 0.7, 0.0, 1e3])  # 0.7 is no float: neither are sums of it what they should be
+def test_a_block_that_is_all_alike_counts_as_one(alike: float) -> None:
     pytest.importorskip("triton")
     from rdkv.kernels import leverage
 
     values = made(1, 2, 60, 80)
-    values[:, 1, :, 32:64] = 3.0
+    values[:, 1, :, 32:64] = alike
     first, last = (naive_leverage.leverage(part.contiguous()) for part in (values[..., :32], values[..., 64:]))
     expected = (32 * first + 32 + 16 * last) / 80
     for module in (naive_leverage, leverage):

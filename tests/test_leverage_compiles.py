@@ -14,7 +14,7 @@ from rdkv.kernels.leverage_kernels import distance_kernel, moments_kernel, preci
 
 dtype, dim = json.loads(sys.argv[1])
 names = ("sums", "products", "mean", "out", "precision")
-types = dict.fromkeys(names, "*fp32") | dict(values=f"*{dtype}", ridge="fp32")
+types = dict.fromkeys(names, "*fp32") | dict(values=f"*{dtype}", ridge="fp32", alike="fp32")
 build(moments_kernel, types, 4, D=dim, BT=64, BD=32)
 build(precision_kernel, types, 1, D=dim, BD=32)
 build(distance_kernel, types, 4, D=dim, BT=64, BD=32)

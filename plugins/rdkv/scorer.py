@@ -32,7 +32,7 @@ class AttentionDistortionOptions(PluginOptions, frozen=True, forbid_unknown_fiel
         "max"
     )
     leverage: Annotated[
-        float, msgspec.Meta(ge=0.0, description="mean weights that a token has besides, times its value's leverage")
+        float, msgspec.Meta(ge=0.0, description="mean weights that a token has at least, times its value's leverage")
     ] = 0.0
     channel_weight: Annotated[
         Literal["variance", "think", "attention"], msgspec.Meta(description="how a key channel is weighed")
@@ -54,8 +54,8 @@ class AttentionDistortion(Scorer):
       ``first-moment-distance``: ``mean a |o - v_t|``, ``root-second-moment-distance``: ``sqrt(mean a^2 |o - v_t|^2)``,
 
     means being over the queries that see the token, then smoothed along the prompt. What queries yet to come will ask
-    for, the window may not have attended to: they miss what no other token has, so each token weighs ``leverage`` mean
-    weights of its head more, times the leverage of ``v_t`` among the head's values. A channel weighs
+    for, the window may not have attended to: they miss what no other token has, so a token weighs at least ``leverage``
+    mean weights of its head, times the leverage of ``v_t`` among the head's values. A channel weighs
     (``channel_weight``)
 
     * ``variance``: ``var_t k_c * mean_w q_c^2``, the error of its logits when its mean is kept;
@@ -80,8 +80,8 @@ class AttentionDistortion(Scorer):
             pinned[..., :sinks] = True
         token = smooth(token, options.smoothing, options.kernel, options.ahead)
         if options.leverage:
-            mean = token.mean(2, keepdim=True)
-            token = torch.addcmul(token, observation.value_leverage(), mean, value=options.leverage)
+            least = token.mean(2, keepdim=True) * options.leverage
+            token = torch.maximum(token, observation.value_leverage().mul_(least))
         return Scores(
             token=token,
             channel=self._channel(observation, moments, sinks),
