@@ -31,9 +31,7 @@ def precision(values: Tensor) -> tuple[Tensor, Tensor]:
         moments_kernel[(every, splits)](
             values, sums, products, count, step, chunk, heads, splits, *values.stride()[:3], D=dim, BT=TILE, BD=BLOCK
         )
-        precision_kernel[(every,)](
-            sums, products, mean, out, count, splits, RIDGE, ALIKE, D=dim, BD=BLOCK, num_warps=1
-        )
+        precision_kernel[(every,)](sums, products, mean, out, count, splits, RIDGE, ALIKE, D=dim, BD=BLOCK, num_warps=1)
     return mean, out
 
 

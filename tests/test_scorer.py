@@ -116,7 +116,7 @@ def test_token_weight(weight: str, tokens: int, window: int) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 2.0])
 def test_leverage_of_values(share: float) -> None:
-    """At least mean weights of the head, in each sequence, times the leverage of the value by a regression in float64."""
+    """At least mean weights of the head in each sequence, times the excess leverage by a regression in float64."""
     observation = observe(40)
     plain = score(observation, sinks=3, smoothing=5).token
     values = observation.values.double()
@@ -126,8 +126,9 @@ def test_leverage_of_values(share: float) -> None:
     expected = torch.einsum("bhtc,bhcd,bhtd->bht", centred, covariance.inverse(), centred) / D
     mean = plain.double().mean(2, keepdim=True)
     token = score(observation, sinks=3, smoothing=5, leverage=share).token
-    assert bool((token > plain).any()) and bool((token == plain).any())
-    close(token, torch.maximum(plain.double(), share * mean * expected))
+    assert bool((token > plain).any())
+    assert bool((token == plain).any())
+    close(token, torch.maximum(plain.double(), share * mean * (expected - 1)))
 
 
 @pytest.mark.parametrize("weight", CHANNEL_WEIGHTS)

@@ -32,8 +32,8 @@ class AttentionDistortionOptions(PluginOptions, frozen=True, forbid_unknown_fiel
         "max"
     )
     leverage: Annotated[
-        float, msgspec.Meta(ge=0.0, description="mean weights that a token has at least, times its value's leverage")
-    ] = 0.15
+        float, msgspec.Meta(ge=0.0, description="mean weights that a token has at least, times its excess leverage")
+    ] = 0.4
     channel_weight: Annotated[
         Literal["variance", "think", "attention"], msgspec.Meta(description="how a key channel is weighed")
     ] = "variance"
@@ -55,8 +55,8 @@ class AttentionDistortion(Scorer):
 
     means being over the queries that see the token, then smoothed along the prompt. What queries yet to come will ask
     for, the window may not have attended to: they miss what no other token has, so a token weighs at least ``leverage``
-    mean weights of its head, times the leverage of ``v_t`` among the head's values. A channel weighs
-    (``channel_weight``)
+    mean weights of its head, times what the leverage of ``v_t`` among the head's values exceeds the mean by, which is
+    1. A channel weighs (``channel_weight``)
 
     * ``variance``: ``var_t k_c * mean_w q_c^2``, the error of its logits when its mean is kept;
     * ``think``: ``mean_t k_c^2 * mean_w q_c^2`` (ThinK, arXiv 2407.21018; the paper's default);
@@ -81,7 +81,7 @@ class AttentionDistortion(Scorer):
         token = smooth(token, options.smoothing, options.kernel, options.ahead)
         if options.leverage:
             least = token.mean(2, keepdim=True) * options.leverage
-            token = torch.maximum(token, observation.value_leverage().mul_(least))
+            token = torch.maximum(token, observation.value_leverage().sub_(1.0).mul_(least))
         return Scores(
             token=token,
             channel=self._channel(observation, moments, sinks),

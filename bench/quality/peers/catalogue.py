@@ -12,7 +12,7 @@ from ..method import Method
 from .pressed import Pressed
 from .quantized import Quantized, Quantizer
 
-# Widths that serve SnapKV better than its own: its window of 64 tokens, always kept, is all that fits some small budgets.
+# These serve SnapKV better than its own: a window of 64 tokens, always kept, is all that fits some small budgets.
 WIDE = {"kernel_size": 65, "window_size": 32}
 
 METHODS: tuple[Pressed | Quantized, ...] = (
