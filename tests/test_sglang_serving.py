@@ -62,7 +62,7 @@ def cases() -> dict[str, Case]:
     stock = {"attention_backend": "triton" if ON_GPU else "torch_native", **BOTH}
     retracting = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "3", **STRICT}
     chunks = {"chunked_prefill_size": 64}
-    by_head = {"budget": 0.4, "scorer_options": {"leverage": 0.1}, "allocator_options": {"scope": "head"}}
+    by_head = {"budget": 0.4, "allocator_options": {"scope": "head"}}
     ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0", "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "0"}  # others use GPU 0
     # Room for a few prompts of the average length, beside the tables: the others wait.
     small, spread = {"budget": 1.0, "arena_bytes": 600_000}, 0.002 if ON_GPU else 0.05
