@@ -198,7 +198,10 @@ def test_prefills_are_compared() -> None:
     assert 0 < record["held_bytes"] < 0.3 * record["full_bytes"]
     assert record["full_bytes"] == 200 * 2 * 2 * 2 * 8 * 2
     assert 0 < record["own_share"] < 1
-    assert "| 200 | 2 | 30% |" in table.fill("<!-- table: compress -->\n<!-- end -->", [record | timing.machine()])
+    page, here = "<!-- table: compress -->\n<!-- end -->", record | timing.machine()
+    assert "| 200 | 2 | 30% |" in table.fill(page, [here])
+    two = table.fill(page, [here, here | {"device": "another GPU"}])
+    assert two.index("| 200 | 2 | 30% |") < two.index("another GPU") < two.rindex("| 200 | 2 | 30% |")
     assert compress.parser().parse_args(["--out", "x", "--tokens", "1", "2"]).tokens == [1, 2]
 
 

@@ -10,12 +10,7 @@ SERVERS = {"sglang-16bit": "SGLang, 16 bits", "sglang-fp8": "SGLang, fp8", "rdkv
 
 
 def serving(records: list[Record]) -> str:
-    """A table for each GPU, servers one below the other for each load."""
-    devices = dict.fromkeys(r["device"] for r in records)
-    return "\n".join(_table([r for r in records if r["device"] == device]) for device in devices)
-
-
-def _table(records: list[Record]) -> str:
+    """Servers one below the other for each load."""
     latest = {(r["device"], r["layers"], r.get("load", ""), r["server"], r["budget"]): r for r in records}
     head = ["prompt", "answer", "requests", "a second", "server", "at once", "tokens a second", "while most decode"]
     head += ["first token ms", "between tokens ms", "99% ms"]
@@ -41,7 +36,7 @@ def _row(record: Record) -> list[str]:
 
 
 def decode_schedule(records: list[Record]) -> str:
-    """Steps of one layer by the length of the answers so far, a table for each machine."""
+    """Steps of one layer by the length of the answers so far."""
     latest = {(r["device"], r["batch"], r["tokens"], r["mix"], r["budget"], r["tail"]): r for r in records}
     head = ["prompts", "tokens", "budget", "new tokens each", "µs", "floor µs", "of copy rate"]
     head += ["FlashInfer µs", "faster"]

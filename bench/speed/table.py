@@ -41,12 +41,16 @@ def read(paths: Iterable[Path]) -> list[Record]:
 
 
 def fill(page: str, records: list[Record]) -> str:
-    """The page with its tables made anew."""
+    """The page with its tables made anew, one for each machine."""
 
     def table(match: re.Match[str]) -> str:
         begin, kind, which, end = match.groups()
-        chosen = [record for record in records if record["kind"] == kind and which in (None, record.get("mix"))]
-        return f"{begin}\n{TABLES[kind](chosen) if chosen else NOTHING}\n{end}"
+        machines: dict[str | None, list[Record]] = {}
+        for record in records:
+            if record["kind"] == kind and which in (None, record.get("mix")):
+                machines.setdefault(record.get("device"), []).append(record)
+        tables = "\n".join(map(TABLES[kind], machines.values()))
+        return f"{begin}\n{tables or NOTHING}\n{end}"
 
     return MARKER.sub(table, page)
 
