@@ -1,10 +1,11 @@
-"""Measure what each bit-width of a cache format loses on a model, and keep it where the next run finds it."""
+"""What a cache format loses on a model at each bit-width and in each layer, and where the next run finds it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ FINGERPRINT_FIELDS = (
     "max_position_embeddings",
     "rope_parameters",
 )
+Shipped = Callable[[str], Path | None]  # the file of a fingerprint, if there is one
 BASE = 256  # whole numbers up to this are exact in every 16-bit float
 
 
@@ -49,6 +51,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         tokens: its length, without ``skipped``.
         skipped: first tokens left out, as a scorer pins them outside the quantiser.
         distortion: normalised squared error at each width.
+        layers: share of each layer in what compression costs the model's answers (`sensitivity`); none if it was
+            not measured.
     """
 
     format: str
@@ -58,6 +62,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     tokens: int
     skipped: int
     distortion: Distortion
+    layers: tuple[float, ...] = ()
 
 
 def fingerprint(config: Any) -> str:
@@ -75,22 +80,23 @@ def calibration_path(config: Any, format_name: str) -> Path:
     return home() / "calibration" / f"{format_name}-{fingerprint(config)}.json"
 
 
-def load_calibration(config: Any, format_name: str, setting: str) -> Distortion | None:
-    """The distortions that a run should use instead of the format's own.
+def load_calibration(config: Any, format_name: str, setting: str, shipped: Shipped | None = None) -> Calibration | None:
+    """What was measured of a format on a model.
 
     Args:
         config: the model's configuration.
         format_name: name of the cache format.
-        setting: ``auto`` takes what was measured on this model if it was, ``none`` nothing, and
-            anything else is the path of a calibration file.
+        setting: ``auto`` takes what was measured on this model here, or else what the format brings along for it, if
+            anything; ``none`` nothing; anything else is the path of a calibration file.
+        shipped: gives the file that the format brings along for a fingerprint, or None.
 
     Raises:
         ConfigError: the file cannot be read, is damaged, or belongs to another format.
     """
     if setting == "none":
         return None
-    path = calibration_path(config, format_name) if setting == "auto" else Path(setting).expanduser()
-    if setting == "auto" and not path.is_file():
+    path = _measured(config, format_name, shipped) if setting == "auto" else Path(setting).expanduser()
+    if path is None:
         return None
     try:
         calibration = msgspec.json.decode(path.read_bytes(), type=Calibration)
@@ -103,7 +109,25 @@ def load_calibration(config: Any, format_name: str, setting: str) -> Distortion 
     for table in (calibration.distortion.value, calibration.distortion.key):
         if bad := [w for w, loss in table.items() if not (math.isfinite(loss) and loss >= 0)]:
             raise ConfigError(f"{path}: the distortion at {bad[0]} bits is {table[bad[0]]}; it must be at least 0")
-    return calibration.distortion
+    _check_layers(calibration.layers, int(config.get_text_config().num_hidden_layers), path)
+    return calibration
+
+
+def _measured(config: Any, format_name: str, shipped: Shipped | None) -> Path | None:
+    """The file of what was measured on this model, here or by who made the format."""
+    path = calibration_path(config, format_name)
+    if path.is_file():
+        return path
+    return shipped(fingerprint(config)) if shipped else None
+
+
+def _check_layers(layers: tuple[float, ...], count: int, path: Path) -> None:
+    if not layers:
+        return
+    if len(layers) != count:
+        raise ConfigError(f"{path}: it has shares of {len(layers)} layers, the model has {count}")
+    if bad := [(i, share) for i, share in enumerate(layers) if not (math.isfinite(share) and share >= 0)]:
+        raise ConfigError(f"{path}: the share of layer {bad[0][0]} is {bad[0][1]}; it must be at least 0")
 
 
 def save_calibration(calibration: Calibration, config: Any) -> Path:
@@ -128,21 +152,25 @@ def calibrate(
     source: str,
     tokens: int = 2048,
     skipped: int = 4,
+    prompts: int = 12,
 ) -> Calibration:
-    """Measure ``cache_format`` on the keys and values that the model makes of a text.
+    """Measure ``cache_format`` on the keys and values that the model makes of a text, and what each layer costs it.
 
     Args:
         loaded: the model.
         cache_format, format_name: what to measure.
         text, source: a prompt, and a word for where it came from.
-        tokens: read at most this many.
+        tokens: read at most this many at once.
         skipped: leave out this many first tokens: sinks, which the default scorer pins.
+        prompts: of the text, to measure layers on (`sensitivity`); 0 leaves them out.
 
     Raises:
         ConfigError: the text is too short.
     """
     import torch
     from transformers import DynamicCache
+
+    from .sensitivity import sensitivity
 
     longest = min(tokens, model_window(loaded.model.config) or tokens)
     ids = loaded.tokenizer(text, add_special_tokens=True, verbose=False).input_ids[:longest]
@@ -161,6 +189,7 @@ def calibrate(
         tokens=len(ids) - skipped,
         skipped=skipped,
         distortion=Distortion(value=_mean([d.value for d in layers]), key=_mean([d.key for d in layers])),
+        layers=sensitivity(loaded, text, longest, prompts) if prompts else (),
     )
 
 

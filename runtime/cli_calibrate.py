@@ -1,4 +1,4 @@
-"""``rdkv calibrate``: measure what a cache format loses on a model."""
+"""``rdkv calibrate``: measure what a cache format loses on a model, at each width and in each layer."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ OPTIONS = [
                  help="An option of the format. Repeatable."),
     click.option("--text-file", metavar="FILE", help="Measure on this text.  [default: Python's language reference]"),
     click.option("--tokens", type=click.IntRange(min=16), default=2048, show_default=True,
-                 help="Read at most this many tokens."),
+                 help="Read at most this many tokens at once."),
     click.option("--skip", type=click.IntRange(min=0), default=4, show_default=True,
                  help="Leave out this many first tokens, which scorers pin at full precision."),
+    click.option("--prompts", type=click.IntRange(min=0), default=12, show_default=True,
+                 help="Measure layers on so many prompts of the text; 0 for none: even budgets."),
     PLUGIN,
     DEVICE,
     DTYPE,
@@ -41,13 +43,14 @@ def command(
     text_file: str | None,
     tokens: int,
     skip: int,
+    prompts: int,
     plugins: tuple[str, ...],
     device: str | None,
     dtype: str | None,
     as_json: bool,
     debug: bool | None,
 ) -> None:
-    """Measure what each bit-width of a cache format loses on a model, and keep it for later runs."""
+    """Measure what each bit-width of a cache format and each layer loses on a model, and keep it for later runs."""
     from .errors import ConfigError
 
     if model is None:
@@ -62,7 +65,7 @@ def command(
     text = python_reference() if text_file is None else read_text_file(text_file)
     source = "Python language reference" if text_file is None else text_file
     loaded = load_model(model, device or "auto", dtype or "auto")
-    calibration = calibrate(loaded, cache_format, format_name, text, source, tokens, skip)
+    calibration = calibrate(loaded, cache_format, format_name, text, source, tokens, skip, prompts)
     path = save_calibration(calibration, loaded.model.config)
     _print(calibration, path, as_json)
 
@@ -77,6 +80,11 @@ def _print(calibration: Calibration, path: Path, as_json: bool) -> None:
 
     table: Any = _table(calibration)
     console().print(table)
+    if calibration.layers:
+        from .budget import layer_shares
+
+        shares = ", ".join(f"{share:.2f}" for share in layer_shares(calibration.layers))
+        click.echo(f"\nbytes of each layer, of an even budget: {shares}")
     click.echo(f"\n{calibration.tokens} tokens of {calibration.text}; kept in {path}, where runs with this model look")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
+
+from .config import LayerBudgets
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -71,12 +73,14 @@ COMPRESSION_OPTIONS = [
     *_pluggable("allocator"),
     *_pluggable("format"),
     click.option("--calibration", metavar="auto|none|FILE",
-                 help="Distortions to plan with: `rdkv calibrate`'s, the format's own, or a file's.  [default: auto]"),
+                 help="What to plan with: `rdkv calibrate`'s, the format's own, or a file's.  [default: auto]"),
+    click.option("--layer-budgets", type=click.Choice(get_args(LayerBudgets)),
+                 help="Bytes of each layer by what it is worth, if calibrated, or even.  [default: calibrated]"),
 ]  # fmt: skip
 # The names of these flags.
 COMPRESSION_FLAGS = (
     "budget", "budget_tokens", "budget_bytes", "preset", "scorer", "scorer_options", "allocator", "allocator_options",
-    "format", "format_options", "calibration",
+    "format", "format_options", "calibration", "layer_budgets",
 )  # fmt: skip
 RUN_OPTIONS: list[Callable[[Any], Any]] = [
     MODEL,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -128,6 +129,10 @@ class CacheFormat(ABC):
     def ladder(self, head_dim: int, tokens: int, distortion: Distortion | None = None) -> Ladder:
         """Levels for heads of ``head_dim`` channels over a prompt of ``tokens`` tokens, with the
         format's own distortions or calibrated ones."""
+
+    def shipped_calibration(self, fingerprint: str) -> Path | None:
+        """The calibration file that the format brings along for a model's fingerprint; none by default."""
+        return None
 
     @abstractmethod
     def pack(self, keys: Tensor, values: Tensor, plan: BitPlan) -> PackedSegment:

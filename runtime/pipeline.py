@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .budget import head_bits
+from .budget import layer_bits, layer_shares
 from .calibration import load_calibration
 from .checks import blame, check_segment, defuse, defuse_plan, examine_plan, examine_scores
 from .config import CompressionConfig
@@ -86,7 +86,10 @@ class Pipeline:
         self.scorer: Scorer = registry.scorer(config.scorer, config.scorer_options)
         self.allocator: Allocator = registry.allocator(config.allocator, config.allocator_options)
         self.format: CacheFormat = registry.format(config.format, config.format_options)
-        self.distortion = load_calibration(model_config, config.format, config.calibration)
+        found = load_calibration(model_config, config.format, config.calibration, self.format.shipped_calibration)
+        self.distortion = found.distortion if found else None
+        known = found.layers if found and config.layer_budgets == "calibrated" else ()
+        self.shares = layer_shares(known or (1.0,) * self.layers)
 
     @property
     def whole_model(self) -> bool:
@@ -127,7 +130,9 @@ class Pipeline:
         first = layers[0]
         _, heads, tokens, dim = first.keys.shape
         ladder = self.ladder(tokens, dim)
-        budget = Budget(head_bits(self.config, tokens, dim, heads, self.layers), heads * len(layers))
+        bits = layer_bits(self.config, tokens, dim, heads, self.shares)
+        each = bits[first.layer] if len(layers) == 1 else sum(bits) // len(bits)
+        budget = Budget(each, heads * len(layers))
         scores = _stack([defuse(layer.scores, layer.finding) for layer in layers])
         name = f"layer {first.layer}" if len(layers) == 1 else f"layers {first.layer} to {layers[-1].layer}"
         allocator, scope = self.config.allocator, self.allocator.scope

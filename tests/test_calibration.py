@@ -29,6 +29,17 @@ from rdkv.runtime.ladder import Distortion, Ladder
 from rdkv.runtime.loading import load_model
 from rdkv.runtime.plan import BitPlan
 
+SMOLLM2: dict[str, Any] = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
+}
 LOSSES = Distortion(value={0: 1.0, 2: 0.3, 16: 0.0}, key={0: 1.0, 2: 0.2, 16: 0.0})
 
 
@@ -115,14 +126,49 @@ def test_calibrate_and_load(tiny_folder: Path) -> None:
     loaded = load_model(str(tiny_folder), "cpu")
     config = loaded.model.config
     assert load_calibration(config, "mixed-bit", "auto") is None
-    made = calibrate(loaded, MixedBit(), "mixed-bit", python_reference(), "reference", tokens=100)
-    assert (made.tokens, made.skipped) == (96, 4)
+    made = calibrate(loaded, MixedBit(), "mixed-bit", python_reference(), "reference", tokens=400, prompts=1)
+    assert (made.tokens, made.skipped) == (396, 4)
+    assert sum(made.layers) == pytest.approx(1.0)
     path = save_calibration(made, config)
     assert path == calibration_path(config, "mixed-bit")
-    assert load_calibration(config, "mixed-bit", "auto") == made.distortion
-    assert load_calibration(config, "mixed-bit", str(path)) == made.distortion
+    assert load_calibration(config, "mixed-bit", "auto") == made
+    assert load_calibration(config, "mixed-bit", str(path)) == made
     assert load_calibration(config, "mixed-bit", "none") is None
     assert load_calibration(config, "other", "auto") is None
+
+
+def test_without_prompts_layers_are_left_out(tiny_folder: Path) -> None:
+    loaded = load_model(str(tiny_folder), "cpu")
+    made = calibrate(loaded, MixedBit(), "mixed-bit", python_reference(), "reference", tokens=100, prompts=0)
+    assert (made.tokens, made.layers) == (96, ())
+
+
+def test_what_was_measured_here_goes_before_what_the_format_brings_along(tmp_path: Path) -> None:
+    config = LlamaConfig()
+    asked = []
+
+    def shipped(name: str) -> Path | None:
+        asked.append(name)
+        return Path(_written(tmp_path / "shipped.json", model="shipped"))
+
+    found = load_calibration(config, "mixed-bit", "auto", shipped)
+    assert found is not None
+    assert found.model == "shipped"
+    assert asked == [fingerprint(config)]
+    assert load_calibration(config, "mixed-bit", "none", shipped) is None
+    assert load_calibration(config, "mixed-bit", "auto", lambda _: None) is None
+    made = msgspec.structs.replace(found, model="here")
+    save_calibration(made, config)
+    assert load_calibration(config, "mixed-bit", "auto", shipped) == made
+
+
+def test_the_shipped_calibration_of_smollm2_is_found_by_its_shape() -> None:
+    config = LlamaConfig(**SMOLLM2)
+    found = load_calibration(config, "mixed-bit", "auto", MixedBit().shipped_calibration)
+    assert found is not None
+    assert found.fingerprint == fingerprint(config)
+    assert len(found.layers) == 30
+    assert MixedBit().shipped_calibration("0" * 16) is None
 
 
 def test_short_text(tiny_folder: Path) -> None:
@@ -168,3 +214,6 @@ def test_bad_files(tmp_path: Path) -> None:
     assert "calibrates the format other" in message(_written(tmp_path / "a.json", format="other"))
     negative = Distortion(value={2: -1.0}, key={})
     assert "at 2 bits is -1.0" in message(_written(tmp_path / "b.json", distortion=negative))
+    layers = (0.1,) * LlamaConfig().num_hidden_layers
+    assert "shares of 1 layers, the model has 32" in message(_written(tmp_path / "c.json", layers=layers[:1]))
+    assert "share of layer 0 is -1.0" in message(_written(tmp_path / "d.json", layers=(-1.0, *layers[1:])))

@@ -168,13 +168,17 @@ def test_calibration_is_found_by_the_next_run(
     capsys: pytest.CaptureFixture[str], error_line: ErrorLine, arguments: Arguments, tiny_folder: Path, rdkv_home: Path
 ) -> None:
     model = ["--model", str(tiny_folder), "--device", "cpu"]
-    assert run(["calibrate", *model, "--tokens", "128", "--json"]) == 0
+    assert run(["calibrate", *model, "--tokens", "400", "--prompts", "1", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
-    assert made["tokens"] == 124
+    assert made["tokens"] == 396
+    assert len(made["layers"]) == 2
     (file,) = (rdkv_home / "calibration").iterdir()
     assert json.loads(file.read_bytes()) == made
-    assert run(["calibrate", *model, "--tokens", "128"]) == 0
-    assert str(file) in capsys.readouterr().out
+    assert run(["calibrate", *model, "--tokens", "400", "--prompts", "1"]) == 0
+    out = capsys.readouterr().out
+    assert str(file) in out
+    assert "bytes of each layer" in out
+    assert "--prompts 0" in error_line(["calibrate", *model, "--tokens", "128"])
     file.write_text("damaged")
     assert "is not a calibration file" in error_line(arguments())
     assert run(arguments("--calibration", "none")) == 0

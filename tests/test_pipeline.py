@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from packs import DEVICE
@@ -15,6 +17,9 @@ from transformers import LlamaConfig
 from waits import Waits
 
 from rdkv import CompressionConfig
+from rdkv.plugins.rdkv.format import DISTORTIONS
+from rdkv.runtime.budget import layer_shares
+from rdkv.runtime.calibration import Calibration
 from rdkv.runtime.checks import examine_scores
 from rdkv.runtime.observation import Observation
 from rdkv.runtime.pipeline import Pipeline
@@ -56,7 +61,7 @@ class Operations(TorchDispatchMode):
 
 def make_pipeline(**settings: Any) -> Pipeline:
     config = LlamaConfig(num_hidden_layers=2, hidden_size=512, num_attention_heads=8, num_key_value_heads=2)
-    return Pipeline(config, CompressionConfig(budget=0.1, calibration="none", **settings))
+    return Pipeline(config, CompressionConfig(budget=0.1, **{"calibration": "none", **settings}))
 
 
 def observe(tokens: int = TOKENS, device: str = "cpu") -> Observation:
@@ -128,3 +133,39 @@ def test_a_budget_that_may_hold_a_layer_is_decided_at_once(monkeypatch: pytest.M
     (planned,) = pipeline.allocate([pending])
     assert planned.whole
     assert waits.seen[0] == "readback"
+
+
+def calibrated(tmp_path: Path, layers: tuple[float, ...], **settings: Any) -> Pipeline:
+    made = Calibration(
+        format="mixed-bit", fingerprint="", model="m", text="t", tokens=1, skipped=0,
+        distortion=DISTORTIONS["smollm2"], layers=layers,
+    )  # fmt: skip
+    path = tmp_path / "calibration.json"
+    path.write_bytes(msgspec.json.encode(made))
+    return make_pipeline(calibration=str(path), **settings)
+
+
+@pytest.mark.parametrize("allocator", ["waterfill", "eviction"])
+def test_a_layer_has_the_bytes_that_its_loss_earns(tmp_path: Path, allocator: str) -> None:
+    pipeline = calibrated(tmp_path, (0.1, 0.9), allocator=allocator)
+    even = calibrated(tmp_path, (0.1, 0.9), allocator=allocator, layer_budgets="even")
+    full = HEADS * 2 * DIM * 16 * TOKENS
+    spent = []
+    for layer, share in enumerate(layer_shares((0.1, 0.9))):
+        seen = replace(observe(), layer=layer)
+        (planned,) = pipeline.allocate([pipeline.score(seen)])
+        spent.append(planned.bits)
+        assert 0.95 * share < planned.bits / (0.1 * full) <= share
+        (planned,) = even.allocate([even.score(seen)])
+        assert 0.95 < planned.bits / (0.1 * full) <= 1.0
+    assert sum(spent) <= 2 * 0.1 * full
+    assert even.shares == make_pipeline().shares == (1.0, 1.0)
+
+
+def test_heads_of_all_layers_share_what_is_for_all(tmp_path: Path) -> None:
+    """Where layers compete, what a layer's loss earns it is for them to find out."""
+    pipeline = calibrated(tmp_path, (0.1, 0.9), allocator_options={"scope": "model"})
+    layers = [pipeline.score(replace(observe(), layer=layer)) for layer in range(2)]
+    plans = pipeline.allocate(layers)
+    budget = 2 * 0.1 * HEADS * 2 * DIM * 16 * TOKENS
+    assert 0.95 * budget < sum(planned.bits for planned in plans) <= budget

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -34,6 +35,7 @@ DISTORTIONS = {
         key={0: 1.0, 2: 0.1489, 4: 0.00624, 8: 2.18e-5, 16: 0.0},
     ),
 }
+CALIBRATIONS = Path(__file__).parent / "calibrations"  # what `rdkv calibrate` writes, by fingerprint
 AFFINE_BITS = 32  # scale and zero point, float16 each
 COLUMN_BITS = 16  # channel and place of a digit of every key
 TABLE_BITS = (VALUE_EXPONENT + 1) * 32 + (PINNED_START + 1) * 64  # a head's counts and starts
@@ -94,6 +96,10 @@ class MixedBit(CacheFormat):
             token_block=BLOCK,
             key_block=2 * BLOCK,  # whole blocks of nibbles and of 2-bit digits
         )
+
+    def shipped_calibration(self, fingerprint: str) -> Path | None:
+        path = CALIBRATIONS / f"{fingerprint}.json"
+        return path if path.is_file() else None
 
     def pack(self, keys: Tensor, values: Tensor, plan: BitPlan) -> PackedSegment:
         return self.begin(keys, values, plan)()
