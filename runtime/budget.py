@@ -54,13 +54,11 @@ def layer_bits(
 
 @lru_cache(maxsize=256)
 def _dealt(each: int, full: int, shares: tuple[float, ...]) -> tuple[int, ...]:
-    """``each`` bits a layer on average, by ``shares`` and at most ``full``."""
-    if len(set(shares)) == 1:
-        return (each,) * len(shares)
-    left, bits = each * len(shares), [0] * len(shares)
-    falling = sorted(range(len(shares)), key=lambda layer: -shares[layer])
-    weight = sum(shares)
+    """``each`` bits a layer on average, by ``shares`` and at most ``full``; whole numbers, so that no bit is lost."""
+    weights = [round(share * 2**32) for share in shares]
+    left, weight, bits = each * len(shares), sum(weights), [0] * len(shares)
+    falling = sorted(range(len(shares)), key=lambda layer: -weights[layer])
     for layer in falling:  # the largest is capped first, and leaves more to the next
-        bits[layer] = min(full, int(left * (shares[layer] / weight)))
-        left, weight = left - bits[layer], weight - shares[layer]
+        bits[layer] = min(full, left * weights[layer] // weight)
+        left, weight = left - bits[layer], weight - weights[layer]
     return tuple(bits)
