@@ -1,17 +1,15 @@
 """A store of fixed addresses and capacity for packed prompts that come and go, all layers of a model.
 
 Every prompt has a *place*, a row block of the tables (counts, starts, affine parameters of the keys), and a *region*,
-a span of bytes that is the same in every layer. A captured graph reads tables and stores where they are; which
-places a batch reads is data.
+a span of bytes of which each layer has its share (`ArenaShape.part`). A captured graph reads tables and stores where
+they are; which places a batch reads is data.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import lcm
-
 import torch
 
+from .arena_shape import ALIGNMENT, ArenaShape
 from .packed import (
     COLUMN_START,
     KEY_START,
@@ -22,46 +20,6 @@ from .packed import (
     HostCounts,
     Packed,
 )
-
-ALIGNMENT = 64  # bytes, of every part of a region
-
-
-@dataclass(frozen=True)
-class ArenaShape:
-    """What an arena holds.
-
-    Attributes:
-        layers, heads, dim: of the model, KV heads of this process.
-        dtype: storage type of what is not quantised.
-        places: prompts at once.
-        nbytes: bytes of a layer's store, a multiple of `unit`.
-    """
-
-    layers: int
-    heads: int
-    dim: int
-    dtype: torch.dtype
-    places: int
-    nbytes: int
-
-    @property
-    def pinned_bytes(self) -> int:
-        """Bytes of a pinned token: key and value side by side."""
-        return 2 * self.dim * self.dtype.itemsize
-
-    @property
-    def unit(self) -> int:
-        """Regions start at multiples of so many bytes."""
-        return lcm(self.pinned_bytes, ALIGNMENT)
-
-    @property
-    def table_bytes(self) -> int:
-        """Bytes of the tables of one place in one layer."""
-        return self.heads * (4 * self.dim + 4 * (VALUE_EXPONENT + 1) + 8 * (PINNED_START + 1))
-
-    def region_bytes(self, packed_bytes: int) -> int:
-        """Bytes of a region for prompts whose flat tensors take at most ``packed_bytes`` in any layer."""
-        return -(-(packed_bytes + 4 * ALIGNMENT) // self.unit) * self.unit
 
 
 class Arena:
@@ -74,7 +32,8 @@ class Arena:
 
     def __init__(self, shape: ArenaShape, device: torch.device) -> None:
         self.shape, rows = shape, shape.places * shape.heads
-        self._store = torch.empty(shape.layers, shape.nbytes, dtype=torch.uint8, device=device)
+        self._store = torch.empty(sum(shape.store_bytes), dtype=torch.uint8, device=device)
+        self._stores = torch.split(self._store, list(shape.store_bytes))
         self._key_affine = torch.zeros(shape.layers, rows, shape.dim, 2, dtype=torch.float16, device=device)
         self.counts = torch.zeros(shape.layers, rows, VALUE_EXPONENT + 1, dtype=torch.int32, device=device)
         self.starts = torch.zeros(shape.layers, rows, PINNED_START + 1, dtype=torch.int64, device=device)
@@ -83,7 +42,7 @@ class Arena:
 
     def _table(self, layer: int) -> Packed:
         """All places of a layer as one `Packed`; what is in which row only the device knows."""
-        store, dim = self._store[layer], self.shape.dim
+        store, dim = self._stores[layer], self.shape.dim
         pinned = store.view(self.shape.dtype).view(-1, 2, dim)
         return Packed(
             batch=self.shape.places,
@@ -110,17 +69,18 @@ class Arena:
         """Copy a prompt's layer into its region; the device is not waited for.
 
         Args:
-            region: bytes, from a multiple of `ArenaShape.unit` on.
+            region: bytes of the arena, see `ArenaShape.part`.
             packed: of one sequence.
 
         Returns:
-            Bytes used of the region.
+            Bytes used of the layer's part of the region.
 
         Raises:
-            ValueError: the prompt does not fit in its region.
+            ValueError: the prompt does not fit in that part.
         """
-        end, dim, table = region.start, self.shape.dim, self.layers[layer]
-        store, starts = self._store[layer], [0] * (PINNED_START + 1)
+        room = self.shape.part(layer, region)
+        end, dim, table = room.start, self.shape.dim, self.layers[layer]
+        store, starts = self._stores[layer], [0] * (PINNED_START + 1)
         pinned = torch.stack([packed.pinned_keys, packed.pinned_values], 1)  # [p, 2, D]
         parts = (
             (PINNED_START, pinned, self.shape.pinned_bytes),
@@ -132,8 +92,8 @@ class Arena:
         for column, part, size in parts:
             begin = -(-end // ALIGNMENT) * ALIGNMENT if column != PINNED_START else end
             end = begin + int(part.nbytes)
-            if end > region.stop:
-                raise ValueError(f"layer {layer}: a packed prompt exceeds its {region.stop - region.start} bytes")
+            if end > room.stop:
+                raise ValueError(f"layer {layer}: a packed prompt exceeds its {room.stop - room.start} bytes")
             store[begin:end] = part.reshape(-1).view(torch.uint8)
             starts[column] = begin // size
         rows = self.rows(place)
@@ -141,7 +101,7 @@ class Arena:
         table.counts[rows] = packed.counts
         base = torch.tensor(starts, pin_memory=store.is_cuda)  # or the copy would wait for the device
         table.starts[rows] = packed.starts + base.to(store.device, non_blocking=True)
-        return int(end - region.start)
+        return int(end - room.start)
 
     def clear(self, place: int) -> None:
         """Let a place hold nothing."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from packs import DEVICE
 
-from rdkv.kernels.arena import Arena, ArenaShape
+from rdkv.kernels.arena import Arena
+from rdkv.kernels.arena_shape import EVEN, ArenaShape
 from rdkv.kernels.packed import Packed
 
 LAYERS, HEADS, PLACES = 2, 2, 6
+EVENLY = (EVEN,) * LAYERS
 
 
-def make_arena(dim: int, dtype: torch.dtype = torch.bfloat16) -> Arena:
+def make_arena(dim: int, dtype: torch.dtype = torch.bfloat16, shares: tuple[int, ...] = EVENLY) -> Arena:
     """An arena of ``LAYERS`` layers, with NaN wherever nothing was written."""
-    empty = ArenaShape(LAYERS, HEADS, dim, dtype, PLACES, 0)
-    arena = Arena(ArenaShape(LAYERS, HEADS, dim, dtype, PLACES, empty.unit * 2000), torch.device(DEVICE))
+    empty = ArenaShape(shares, HEADS, dim, dtype, PLACES, 0)
+    arena = Arena(ArenaShape(shares, HEADS, dim, dtype, PLACES, empty.unit * 2000), torch.device(DEVICE))
     arena._store.fill_(0xFF)
     return arena
 
@@ -25,14 +27,15 @@ def packed_bytes(packed: Packed) -> int:
     return sum(t.nbytes for t in (*flat, packed.pinned_keys, packed.pinned_values))
 
 
-def filled(prompts: dict[int, Packed], dim: int) -> Arena:
+def filled(prompts: dict[int, Packed], dim: int, shares: tuple[int, ...] = EVENLY) -> Arena:
     """An arena with prompts, by place, the same in every layer; regions lie in the order of ``prompts``."""
-    arena, start = make_arena(dim), 0
+    arena, start = make_arena(dim, shares=shares), 0
     for place, packed in prompts.items():
-        size = arena.shape.region_bytes(packed_bytes(packed))
+        need = arena.shape.layer_bytes(packed_bytes(packed))
+        size = arena.shape.region_bytes([need] * LAYERS)
         for layer in range(LAYERS):
             used = arena.write(layer, place, slice(start, start + size), packed)
-            assert packed_bytes(packed) <= used <= size
+            assert packed_bytes(packed) <= used <= need
         arena.prompt_tokens[place] = 90
         start += size
     return arena

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from rdkv.kernels import naive, naive_decode
-from rdkv.kernels.arena import Arena, ArenaShape
+from rdkv.kernels.arena import Arena
+from rdkv.kernels.arena_shape import EVEN, ArenaShape
 from rdkv.kernels.decode import attend
 from rdkv.kernels.decode_schedule import Schedule
 from rdkv.kernels.packed import Packed
@@ -68,8 +69,8 @@ def make_batch(case: Case, tail: int, layers: int, device: str) -> Batch:
     shape = case.shape
     one = dataclasses.replace(case, shape=dataclasses.replace(shape, batch=1))
     prompt = synthesize(1, shape.heads, one.sizes(), device, torch.bfloat16)
-    empty = ArenaShape(layers, shape.heads, shape.dim, torch.bfloat16, shape.batch, 0)
-    region = empty.region_bytes(sum(t.nbytes for t in prompt.tensors()))
+    empty = ArenaShape((EVEN,) * layers, shape.heads, shape.dim, torch.bfloat16, shape.batch, 0)
+    region = empty.layer_bytes(sum(t.nbytes for t in prompt.tensors()))
     arena = Arena(dataclasses.replace(empty, nbytes=region * shape.batch), torch.device(device))
     for layer, place in product(range(layers), range(shape.batch)):
         arena.write(layer, place, slice(place * region, (place + 1) * region), prompt)
