@@ -14,13 +14,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from sglang_cases import ON_GPU, Case, Reports
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import rdkv
-from rdkv.kernels.arena import ArenaShape
+from rdkv.kernels.arena_shape import EVEN, ArenaShape
+from rdkv.plugins.rdkv.format import DISTORTIONS
+from rdkv.runtime.calibration import Calibration
+from rdkv.runtime.pipeline import Pipeline
 
 if find_spec("sglang") is None:
     pytest.skip("SGLang is not installed; make test-sglang installs it", allow_module_level=True)
@@ -55,7 +59,12 @@ def many() -> tuple[list[list[int]], list[int], dict[int, list[int]]]:
     return prompts, new, later
 
 
-def cases() -> dict[str, Case]:
+def compressions(calibration: Path) -> dict[str, dict[str, Any]]:
+    """Configurations whose tokens are compared with those of our own cache, by case."""
+    return {"compressed": {"budget": 0.4}, "uneven": {"budget": 0.5, "calibration": str(calibration)}}
+
+
+def cases(calibration: Path) -> dict[str, Case]:
     new = [24] * len(PROMPTS)
     identity = {"budget": 1.0}
     prompts, lengths, abort = many()
@@ -74,7 +83,7 @@ def cases() -> dict[str, Case]:
         "overlap": Case(PROMPTS, new, rdkv_engine({**identity, "arena_bytes": None}), STRICT),  # the default share
         "chunks": Case(PROMPTS, new, rdkv_engine(identity, **chunks, disable_overlap_schedule=True), STRICT),
         "retraction": Case(PROMPTS, new, rdkv_engine(identity, **chunks), retracting),
-        "compressed": Case(PROMPTS, new, rdkv_engine({"budget": 0.4}, **chunks), STRICT),
+        **{k: Case(PROMPTS, new, rdkv_engine(v, **chunks), STRICT) for k, v in compressions(calibration).items()},
         "one-rank": Case(PROMPTS, new, rdkv_engine(by_head)),
         "two-ranks": Case(PROMPTS, new, rdkv_engine(by_head, tp_size=2), ranks),
         "narrow": Case(long, [60] * len(long), rdkv_engine({"budget": 0.4}, **narrow), STRICT),
@@ -107,8 +116,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reports(model: Path) -> Iterator[Reports]:
-    reports = Reports(cases(), model)
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that gives the second layer more bytes than its full cache has, at half of all."""
+    measured = Calibration(
+        format="mixed-bit",
+        fingerprint="",
+        model="random",
+        text="none",
+        tokens=1,
+        skipped=0,
+        distortion=DISTORTIONS["smollm2"],
+        layers=(0.01, 1.0, 0.05),
+    )
+    path = tmp_path_factory.mktemp("calibration") / "layers.json"
+    path.write_bytes(msgspec.json.encode(measured))
+    return path
+
+
+@pytest.fixture(scope="module")
+def reports(model: Path, calibration: Path) -> Iterator[Reports]:
+    reports = Reports(cases(calibration), model)
     yield reports
     reports.close()
 
@@ -137,21 +164,22 @@ def test_identity_gives_the_same_tokens(reports: Reports, name: str) -> None:
         assert sum(answer["retractions"] for answer in reports[name]["answers"]) > 0
 
 
-def test_compressed_as_the_cache(reports: Reports, model: Path) -> None:
+@pytest.mark.parametrize("name", ["compressed", "uneven"])
+def test_compressed_as_the_cache(reports: Reports, model: Path, calibration: Path, name: str) -> None:
     """The plan of each prompt is that of `rdkv.CompressedCache`, window and all, though it was read in chunks."""
     device, dtype = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float32)
     reference = rdkv.attach(AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device))
     reference.generation_config.eos_token_id = None
-    expected = []
+    config, expected = rdkv.CompressionConfig(**compressions(calibration)[name]), []
     for prompt in PROMPTS:
-        cache = rdkv.CompressedCache(reference.config, rdkv.CompressionConfig(budget=0.4))
+        cache = rdkv.CompressedCache(reference.config, config)
         ids = torch.tensor([prompt], device=device)
         output = reference.generate(ids, past_key_values=cache, max_new_tokens=24, do_sample=False, pad_token_id=0)
         expected.append(output[0, len(prompt) :].tolist())
         if len(prompt) > 20:
-            assert f"{len(prompt)} tokens packed to" in reports["compressed"]["log"]
-    assert_alike(tokens(reports["compressed"]), expected)
-    assert tokens(reports["compressed"]) != tokens(reports["stock"])
+            assert f"{len(prompt)} tokens packed to" in reports[name]["log"]
+    assert_alike(tokens(reports[name]), expected)
+    assert tokens(reports[name]) != tokens(reports["stock"])
 
 
 @pytest.mark.skipif(ON_GPU and torch.cuda.device_count() < 2, reason="needs two GPUs, or none")
@@ -181,7 +209,8 @@ def test_slots_that_come_back_are_waited_for() -> None:
     from rdkv.plugins.sglang.serving import Packed, Serving
 
     serving = Serving(SimpleNamespace(_rdkv_config='{"budget": 0.5}'))
-    serving.shape = ArenaShape(1, 1, 16, torch.bfloat16, 1, 0)
+    serving.pipeline = Pipeline(LlamaConfig(num_hidden_layers=1), serving.compression)
+    serving.shape = ArenaShape((EVEN,), 1, 16, torch.bfloat16, 1, 0)
     request = SimpleNamespace(rid="a", full_untruncated_fill_ids=[1])
     adder = SimpleNamespace(running_batch=None, can_run_list=[], req_states=None)
     assert serving.admit(lambda *_: Result.NO_TOKEN, adder, request) == Result.NO_TOKEN
@@ -203,7 +232,7 @@ def test_a_pool_that_holds_one_prompt_serves_many_at_once(reports: Reports) -> N
     assert all(answer["retractions"] == 0 for answer in reports["narrow"]["answers"])
 
 
-@pytest.mark.parametrize("name", ["overlap", "chunks", "retraction", "compressed", "narrow", "many"])
+@pytest.mark.parametrize("name", ["overlap", "chunks", "retraction", "compressed", "uneven", "narrow", "many"])
 def test_nothing_is_left(reports: Reports, name: str) -> None:
     state = reports[name]["state"]
     assert state["arena_bytes"] > 0

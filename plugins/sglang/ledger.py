@@ -6,10 +6,10 @@ from bisect import insort
 
 
 class Ledger:
-    """Regions of an arena, handed out first fit.
+    """Regions of an arena (`ArenaShape`), handed out first fit.
 
     Attributes:
-        capacity, used: bytes.
+        capacity, used: bytes of a layer, on average.
     """
 
     def __init__(self, capacity: int) -> None:

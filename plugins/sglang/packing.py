@@ -36,7 +36,7 @@ class Packing:
 
     Args:
         place: the request's row in SGLang's tables, of which the first ``tokens`` are packed.
-        region: bytes of each layer of the arena.
+        region: bytes of the arena, of which each layer has its part.
         windows: where the queries of ``owner`` are.
     """
 

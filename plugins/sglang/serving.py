@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ...kernels.arena import Arena, ArenaShape
+from ...kernels.arena import Arena
+from ...kernels.arena_shape import ArenaShape
 from ...runtime.pipeline import Pipeline
 from ...runtime.support import text_config
 from .admission import coming
@@ -20,7 +21,7 @@ from .metrics import Metrics
 from .options import DEFAULT_WINDOW, parse
 from .packing import Packing
 from .refusals import NAME, check_model
-from .sizes import arena_shape, rank_config, region_bytes
+from .sizes import arena_shape, needs, rank_config, rank_heads
 from .windows import Chunk, QueryWindows
 
 logger = logging.getLogger("sglang.rdkv")
@@ -52,7 +53,8 @@ class Serving:
     """One for a scheduler's process.
 
     Attributes:
-        ledger: of the arena's bytes; empty until SGLang has sized its pools.
+        pipeline, shape: of this rank's heads, and of their arena; None until SGLang sizes its pools.
+        ledger: of the arena's regions; empty until then.
         windows: queries of prompts that are being read.
         put_off: how often a request had to wait for room in the arena.
     """
@@ -64,6 +66,7 @@ class Serving:
         self.ledger = Ledger(0)
         self.windows = QueryWindows(DEFAULT_WINDOW)
         self.metrics = Metrics(server_args)
+        self.pipeline: Pipeline | None = None
         self.shape: ArenaShape | None = None
         self.compressor: Compressor | None = None
         self.put_off = 0
@@ -88,25 +91,25 @@ class Serving:
 
     def share_memory(self, available: int, configurator: Any, *more: Any, **named: Any) -> int:
         """Of the bytes for keys and values, those of SGLang's pool; the others are the arena's."""
-        hf_config = configurator.model_config.hf_config
-        check_model(hf_config)
-        shape = arena_shape(available, configurator, self.compression, self.options)
-        self.compression = rank_config(self.compression, shape.heads, text_config(hf_config).num_key_value_heads)
-        self.shape = shape
+        model = configurator.model_config
+        check_model(model.hf_config)
+        all_heads = text_config(model.hf_config).num_key_value_heads
+        self.pipeline = Pipeline(model.hf_config, rank_config(self.compression, rank_heads(model), all_heads))
+        self.shape = arena_shape(available, configurator, self.pipeline, self.options)
         self.ledger = Ledger(self.shape.nbytes)
-        taken = self.shape.layers * (self.shape.nbytes + self.shape.places * self.shape.table_bytes)
-        return available - taken
+        tables = self.shape.layers * self.shape.places * self.shape.table_bytes
+        return available - sum(self.shape.store_bytes) - tables
 
     def backend(self, runner: Any) -> Any:
         """SGLang's attention backend, made once its pools are."""
         from .backend import make_backend
 
+        assert self.pipeline is not None
         assert self.shape is not None
         device = runner.token_to_kv_pool.get_key_buffer(0).device
-        pipeline = Pipeline(runner.model_config.hf_config, self.compression)
         arena = Arena(self.shape, device)
-        self.windows.width = getattr(pipeline.scorer.options, "window", DEFAULT_WINDOW)
-        self.compressor = Compressor(pipeline, arena, runner.token_to_kv_pool, runner.req_to_token_pool)
+        self.windows.width = getattr(self.pipeline.scorer.options, "window", DEFAULT_WINDOW)
+        self.compressor = Compressor(self.pipeline, arena, runner.token_to_kv_pool, runner.req_to_token_pool)
         self.compressor.check_format(self.windows.width)
         self._announce(runner)
         return make_backend(runner, self, arena)
@@ -118,7 +121,7 @@ class Serving:
         logger.info(
             "rdkv: arena of %.2f GB for %d tokens of prompts (%d prompts of %d tokens at once), "
             "beside %d tokens at 16 bits in SGLang's pool",
-            self.shape.layers * self.shape.nbytes / 1e9,
+            sum(self.shape.store_bytes) / 1e9,
             self.shape.nbytes * longest // each,
             self.shape.nbytes // each,
             longest,
@@ -126,9 +129,10 @@ class Serving:
         )
 
     def region_bytes(self, tokens: int) -> int:
-        """Bytes that a prompt of ``tokens`` tokens takes of every layer, known before it is read."""
+        """Bytes of the region of a prompt of ``tokens`` tokens, known before it is read; of a layer, on average."""
+        assert self.pipeline is not None
         assert self.shape is not None
-        return region_bytes(self.shape, self.compression, tokens)
+        return self.shape.region_bytes(needs(self.shape, self.pipeline.config, tokens, self.pipeline.shares))
 
     def admit(self, original: Callable[..., Any], adder: Any, request: Any, *more: Any, **named: Any) -> Any:
         """Let a request wait until there is room in the arena; a prompt that it never holds stays in the pool."""
@@ -208,7 +212,7 @@ class Serving:
     def describe(self, result: Any, scheduler: Any, *more: Any, **named: Any) -> None:
         """Tell of the arena in SGLang's server information."""
         result.internal_state[NAME] = {
-            "arena_bytes": self.ledger.capacity,  # of every layer
+            "arena_bytes": self.ledger.capacity,  # of a layer, on average, as those used
             "arena_used_bytes": self.ledger.used,
             "compressed_sequences": len(self.ledger),
             "prompts_being_read": len(self.windows),

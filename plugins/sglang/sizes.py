@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import torch
 
-from ...kernels.arena import ArenaShape
-from ...runtime.budget import head_bits
+from ...kernels.arena_shape import EVEN, ArenaShape
+from ...runtime.budget import layer_bits
 from ...runtime.config import CompressionConfig
 from ...runtime.errors import ConfigError
+from ...runtime.pipeline import Pipeline
 from .options import ServingOptions
 
 
@@ -20,12 +21,33 @@ def storage_dtype(dtype: torch.dtype, config: CompressionConfig) -> torch.dtype:
     return torch.float16 if dtype == torch.float32 and config.budget != 1.0 else dtype
 
 
-def region_bytes(shape: ArenaShape, config: CompressionConfig, tokens: int) -> int:
-    """Bytes of every layer that a prompt of ``tokens`` tokens has for itself."""
-    bits = head_bits(config, tokens, shape.dim, shape.heads, shape.layers) * shape.heads
-    if shape.dtype == torch.float32:  # which budgets count as if it had 16 bits
-        bits *= 2
-    return shape.region_bytes(-(-bits // 8))
+def needs(shape: ArenaShape, config: CompressionConfig, tokens: int, shares: tuple[float, ...]) -> list[int]:
+    """Bytes of each layer that hold any packed prompt of ``tokens`` tokens, ``[L]``, multiples of the arena's unit.
+
+    Args:
+        shares: of the layers in the budget, see `runtime.budget.layer_shares`.
+    """
+    bits = layer_bits(config, tokens, shape.dim, shape.heads, shares)
+    scale = 2 if shape.dtype == torch.float32 else 1  # budgets count it as if it had 16 bits
+    return [shape.layer_bytes(-(-each * shape.heads * scale // 8)) for each in bits]
+
+
+def store_shares(
+    shape: ArenaShape, config: CompressionConfig, tokens: int, shares: tuple[float, ...]
+) -> tuple[int, ...]:
+    """Shares of the layers' stores (`ArenaShape.shares`), of which prompts of ``tokens`` tokens leave none unused.
+
+    They are not ``shares`` where a budget would give a layer more than its full cache.
+    """
+    wanted = needs(shape, config, tokens, shares)
+    return tuple(need * len(wanted) * EVEN // sum(wanted) for need in wanted)
+
+
+def rank_heads(model: Any) -> int:
+    """KV heads that this rank has of each layer of SGLang's ``model``, its configuration."""
+    from sglang.srt.runtime_context import get_parallel
+
+    return int(model.get_num_kv_heads(get_parallel().attn_tp_size))
 
 
 def rank_config(config: CompressionConfig, heads: int, all_heads: int) -> CompressionConfig:
@@ -35,20 +57,20 @@ def rank_config(config: CompressionConfig, heads: int, all_heads: int) -> Compre
     return msgspec.structs.replace(config, budget_bytes=config.budget_bytes * heads // all_heads)
 
 
-def arena_shape(available: int, configurator: Any, config: CompressionConfig, options: ServingOptions) -> ArenaShape:
+def arena_shape(available: int, configurator: Any, pipeline: Pipeline, options: ServingOptions) -> ArenaShape:
     """The arena that gets its part of ``available`` bytes, its tables included.
 
     Raises:
         ConfigError: it is not enough for the tables, or more than there is.
     """
-    from sglang.srt.runtime_context import get_parallel, get_schedule
+    from sglang.srt.runtime_context import get_schedule
 
     model = configurator.model_config
     empty = ArenaShape(
-        layers=configurator.layer_info.num_effective_layers,
-        heads=model.get_num_kv_heads(get_parallel().attn_tp_size),
+        shares=(EVEN,) * pipeline.layers,
+        heads=rank_heads(model),
         dim=model.head_dim,
-        dtype=storage_dtype(configurator.kv_cache_dtype, config),
+        dtype=storage_dtype(configurator.kv_cache_dtype, pipeline.config),
         places=-(-(get_schedule().max_running_requests + 1) // 4) * 4,  # row 0 is SGLang's padding; layers are aligned
         nbytes=0,
     )
@@ -60,4 +82,5 @@ def arena_shape(available: int, configurator: Any, config: CompressionConfig, op
             f'{available / 1e9:.3f} GB for keys and values: change "arena" or "arena_bytes" in --rdkv-config, '
             "--mem-fraction-static or --max-running-requests"
         )
-    return replace(empty, nbytes=nbytes)
+    shares = store_shares(empty, pipeline.config, model.context_len, pipeline.shares)
+    return replace(empty, shares=shares, nbytes=nbytes)
