@@ -38,6 +38,10 @@ class Quantization(Allocator):
     def scope(self) -> Scope:
         return self.options.scope
 
+    @property
+    def evicts(self) -> bool:
+        return False
+
     def allocate(self, scores: Scores, ladder: Ladder, budget: Budget) -> BitPlan:
         widths = tuple(b for b in ladder.value_bits if b > 0)
         fitting = [b for b in widths if _fits(uniform_plan(scores, b), ladder, budget)]

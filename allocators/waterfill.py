@@ -68,6 +68,10 @@ class Waterfill(Allocator):
     def scope(self) -> Scope:
         return self.options.scope
 
+    @property
+    def evicts(self) -> bool:
+        return self.options.ladder is None or 0 in self.options.ladder
+
     def allocate(self, scores: Scores, ladder: Ladder, budget: Budget) -> BitPlan:
         if self.options.ladder is not None:
             ladder = ladder.restrict(self.options.ladder)

@@ -30,7 +30,8 @@ class CompressionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         calibration: ``auto`` takes what ``rdkv calibrate`` measured on this model if it did, ``none``
             the format's own distortions; anything else is the path of a calibration file.
         layer_budgets: ``calibrated`` gives more of the bytes to layers that answers depend on more, as measured with
-            the calibration (`runtime.budget.layer_shares`); ``even``, or no such measurement, the same to all.
+            the calibration (`runtime.budget.layer_shares`); ``even``, no such measurement, or an allocator that
+            keeps every token, the same to all.
         backend: what computes decode attention. ``auto`` is the fastest that works (``rdkv plugins`` says why);
             one that does not work gives way to it, with a message.
 

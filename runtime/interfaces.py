@@ -61,6 +61,11 @@ class Allocator(ABC):
         """Over what heads compete: none (``head``), those of a layer, or those of all layers."""
         return "head"
 
+    @property
+    def evicts(self) -> bool:
+        """Whether it can drop tokens; one that cannot needs enough bytes in every layer, and budgets are even."""
+        return True
+
     @abstractmethod
     def allocate(self, scores: Scores, ladder: Ladder, budget: Budget) -> BitPlan:
         """A plan whose ``ladder.cost`` is within ``budget.per_head`` for every head (scope ``head``),

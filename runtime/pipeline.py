@@ -88,7 +88,8 @@ class Pipeline:
         self.format: CacheFormat = registry.format(config.format, config.format_options)
         found = load_calibration(model_config, config.format, config.calibration, self.format.shipped_calibration)
         self.distortion = found.distortion if found else None
-        known = found.layers if found and config.layer_budgets == "calibrated" else ()
+        uneven = config.layer_budgets == "calibrated" and self.allocator.evicts
+        known = found.layers if found and uneven else ()
         self.shares = layer_shares(known or (1.0,) * self.layers)
 
     @property

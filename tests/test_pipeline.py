@@ -162,6 +162,22 @@ def test_a_layer_has_the_bytes_that_its_loss_earns(tmp_path: Path, allocator: st
     assert even.shares == make_pipeline().shares == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("allocator", "options", "even"),
+    [
+        ("quantization", {}, True),
+        ("waterfill", {"ladder": (2, 4, 8)}, True),
+        ("waterfill", {"ladder": (0, 4)}, False),
+        ("eviction", {}, False),
+    ],
+)
+def test_layers_that_keep_every_token_share_evenly(
+    tmp_path: Path, allocator: str, options: dict[str, Any], even: bool
+) -> None:
+    pipeline = calibrated(tmp_path, (0.01, 0.99), allocator=allocator, allocator_options=options)
+    assert (pipeline.shares == (1.0, 1.0)) is even
+
+
 def test_heads_of_all_layers_share_what_is_for_all(tmp_path: Path) -> None:
     """Where layers compete, what a layer's loss earns it is for them to find out."""
     pipeline = calibrated(tmp_path, (0.1, 0.9), allocator_options={"scope": "model"})
