@@ -6,6 +6,7 @@ are worth most where one layer's compression changes most.
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from .loading import LoadedModel
+
+logger = logging.getLogger("rdkv")
 
 ANSWER = 64  # tokens that are compared
 CUE = 32  # tokens at the end of a prompt that ask for what was read before
@@ -52,6 +55,7 @@ def sensitivity(loaded: LoadedModel, text: str, tokens: int = 2048, prompts: int
             f"the text has {len(ids)} tokens; which layers need the bytes takes prompts of {tokens}, "
             f"at least {8 * CUE + 2 * ANSWER}: give a longer text and more --tokens, or leave layers out (--prompts 0)"
         )
+    logger.info("measuring layers on %d prompts (half a minute each on a CPU, a second on a GPU)", prompts)
     starts = torch.linspace(0, len(ids) - tokens, prompts).long().tolist()
     losses = [
         _losses(loaded.model, _prompt(ids[start : start + tokens], i, prompts, loaded.tokenizer))

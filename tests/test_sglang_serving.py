@@ -71,7 +71,7 @@ def cases(calibration: Path) -> dict[str, Case]:
     stock = {"attention_backend": "triton" if ON_GPU else "torch_native", **BOTH}
     retracting = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "3", **STRICT}
     chunks = {"chunked_prefill_size": 64}
-    by_head = {"budget": 0.4, "allocator_options": {"scope": "head"}}
+    by_head = {"budget": 0.4, "allocator_options": {"scope": "head"}, "calibration": str(calibration)}
     ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0", "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "0"}  # others use GPU 0
     # Room for a few prompts of the average length, beside the tables: the others wait.
     small, spread = {"budget": 1.0, "arena_bytes": 600_000}, 0.002 if ON_GPU else 0.05
@@ -184,7 +184,7 @@ def test_compressed_as_the_cache(reports: Reports, model: Path, calibration: Pat
 
 @pytest.mark.skipif(ON_GPU and torch.cuda.device_count() < 2, reason="needs two GPUs, or none")
 def test_two_ranks_give_the_tokens_of_one(reports: Reports) -> None:
-    """Where heads do not compete: a rank sees its own alone."""
+    """Where heads do not compete: a rank sees its own alone, and the same budgets of layers."""
     assert_alike(tokens(reports["two-ranks"]), tokens(reports["one-rank"]))
 
 
