@@ -33,7 +33,7 @@ class AttentionDistortionOptions(PluginOptions, frozen=True, forbid_unknown_fiel
     )
     leverage: Annotated[
         float, msgspec.Meta(ge=0.0, description="mean weights that a token has at least, times its excess leverage")
-    ] = 0.4
+    ] = 0.2
     channel_weight: Annotated[
         Literal["variance", "think", "attention"], msgspec.Meta(description="how a key channel is weighed")
     ] = "variance"
