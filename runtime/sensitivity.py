@@ -55,7 +55,7 @@ def sensitivity(loaded: LoadedModel, text: str, tokens: int = 2048, prompts: int
             f"the text has {len(ids)} tokens; which layers need the bytes takes prompts of {tokens}, "
             f"at least {8 * CUE + 2 * ANSWER}: give a longer text and more --tokens, or leave layers out (--prompts 0)"
         )
-    logger.info("measuring layers on %d prompts (half a minute each on a CPU, a second on a GPU)", prompts)
+    logger.info("measuring what each layer costs; number of prompts: %d", prompts)
     starts = torch.linspace(0, len(ids) - tokens, prompts).long().tolist()
     losses = [
         _losses(loaded.model, _prompt(ids[start : start + tokens], i, prompts, loaded.tokenizer))

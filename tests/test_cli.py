@@ -179,6 +179,12 @@ def test_calibration_is_found_by_the_next_run(
     assert str(file) in out
     assert "bytes of each layer" in out
     assert "--prompts 0" in error_line(["calibrate", *model, "--tokens", "128"])
+    capsys.readouterr()
+    bits = []
+    for budgets in ("calibrated", "even"):
+        assert run(arguments("--layer-budgets", budgets, "--json")) == 0
+        bits.append(json.loads(capsys.readouterr().out)["bits"]["value"])
+    assert bits[0] != bits[1]
     file.write_text("damaged")
     assert "is not a calibration file" in error_line(arguments())
     assert run(arguments("--calibration", "none")) == 0
