@@ -11,6 +11,7 @@ DECAY = 1.2  # a layer's loss falls by this power of its bytes (docs/quality.md)
 SHARES = (0.25, 4.0)  # of an even budget, that a layer gets at least and at most
 
 
+@lru_cache(maxsize=16)  # every cache asks anew
 def layer_shares(losses: tuple[float, ...]) -> tuple[float, ...]:
     """Bytes of each layer over those of an even budget, ``[L]``, whose mean is 1.
 

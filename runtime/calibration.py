@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +107,11 @@ def load_calibration(config: Any, format_name: str, setting: str, shipped: Shipp
     if calibration.format != format_name:
         raise ConfigError(f"{path} calibrates the format {calibration.format}, not {format_name}")
     for table in (calibration.distortion.value, calibration.distortion.key):
-        if bad := [w for w, loss in table.items() if not (math.isfinite(loss) and loss >= 0)]:
-            raise ConfigError(f"{path}: the distortion at {bad[0]} bits is {table[bad[0]]}; it must be at least 0")
-    _check_layers(calibration.layers, int(config.get_text_config().num_hidden_layers), path)
+        _check_losses(table.items(), "distortion at {} bits", path)
+    layers, count = calibration.layers, config.get_text_config().num_hidden_layers
+    if layers and len(layers) != count:
+        raise ConfigError(f"{path}: it has shares of {len(layers)} layers, the model has {count}")
+    _check_losses(enumerate(layers), "share of layer {}", path)
     return calibration
 
 
@@ -121,13 +123,10 @@ def _measured(config: Any, format_name: str, shipped: Shipped | None) -> Path | 
     return shipped(fingerprint(config)) if shipped else None
 
 
-def _check_layers(layers: tuple[float, ...], count: int, path: Path) -> None:
-    if not layers:
-        return
-    if len(layers) != count:
-        raise ConfigError(f"{path}: it has shares of {len(layers)} layers, the model has {count}")
-    if bad := [(i, share) for i, share in enumerate(layers) if not (math.isfinite(share) and share >= 0)]:
-        raise ConfigError(f"{path}: the share of layer {bad[0][0]} is {bad[0][1]}; it must be at least 0")
+def _check_losses(losses: Iterable[tuple[int, float]], what: str, path: Path) -> None:
+    for which, loss in losses:
+        if not (math.isfinite(loss) and loss >= 0):
+            raise ConfigError(f"{path}: the {what.format(which)} is {loss}; it must be at least 0")
 
 
 def save_calibration(calibration: Calibration, config: Any) -> Path:
@@ -157,7 +156,7 @@ def calibrate(
     """Measure ``cache_format`` on the keys and values that the model makes of a text, and what each layer costs it.
 
     Args:
-        loaded: the model.
+        loaded: the model; rdkv's attention stays attached where layers are measured.
         cache_format, format_name: what to measure.
         text, source: a prompt, and a word for where it came from.
         tokens: read at most this many at once.

@@ -90,7 +90,7 @@ class Pipeline:
         self.distortion = found.distortion if found else None
         uneven = config.layer_budgets == "calibrated" and self.allocator.evicts
         known = found.layers if found and uneven else ()
-        self.shares = layer_shares(known or (1.0,) * self.layers)
+        self.shares = layer_shares(known) if known else (1.0,) * self.layers
 
     @property
     def whole_model(self) -> bool:
@@ -132,7 +132,7 @@ class Pipeline:
         _, heads, tokens, dim = first.keys.shape
         ladder = self.ladder(tokens, dim)
         bits = layer_bits(self.config, tokens, dim, heads, self.shares)
-        each = bits[first.layer] if len(layers) == 1 else sum(bits) // len(bits)
+        each = sum(bits[layer.layer] for layer in layers) // len(layers)
         budget = Budget(each, heads * len(layers))
         scores = _stack([defuse(layer.scores, layer.finding) for layer in layers])
         name = f"layer {first.layer}" if len(layers) == 1 else f"layers {first.layer} to {layers[-1].layer}"

@@ -26,6 +26,7 @@ logger = logging.getLogger("rdkv")
 ANSWER = 64  # tokens that are compared
 CUE = 32  # tokens at the end of a prompt that ask for what was read before
 FACTS = 12  # in a prompt, some eleven tokens each, unless they are more than half of it
+LEAST = 8 * CUE + 2 * ANSWER  # tokens of a prompt
 BUDGET = 0.0248  # tight enough that every layer loses something
 
 
@@ -50,10 +51,10 @@ def sensitivity(loaded: LoadedModel, text: str, tokens: int = 2048, prompts: int
 
     attach(loaded.model)
     ids = torch.tensor(loaded.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-    if len(ids) < tokens or tokens < 8 * CUE + 2 * ANSWER:
+    if len(ids) < tokens or tokens < LEAST:
         raise ConfigError(
             f"the text has {len(ids)} tokens; which layers need the bytes takes prompts of {tokens}, "
-            f"at least {8 * CUE + 2 * ANSWER}: give a longer text and more --tokens, or leave layers out (--prompts 0)"
+            f"at least {LEAST}: give a longer text and more --tokens, or leave layers out (--prompts 0)"
         )
     logger.info("measuring what each layer costs; number of prompts: %d", prompts)
     starts = torch.linspace(0, len(ids) - tokens, prompts).long().tolist()

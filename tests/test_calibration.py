@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from calibrations import written
 from torch import Tensor
 from transformers import LlamaConfig
 
 from rdkv.plugins.rdkv.format import MixedBit
 from rdkv.runtime.calibration import (
-    Calibration,
     calibrate,
     calibration_path,
     fingerprint,
@@ -149,7 +149,7 @@ def test_what_was_measured_here_goes_before_what_the_format_brings_along(tmp_pat
 
     def shipped(name: str) -> Path | None:
         asked.append(name)
-        return Path(_written(tmp_path / "shipped.json", model="shipped"))
+        return Path(written(tmp_path / "shipped.json", model="shipped"))
 
     found = load_calibration(config, "mixed-bit", "auto", shipped)
     assert found is not None
@@ -192,12 +192,6 @@ def test_fingerprint_depends_on_shape_alone(tmp_path: Path) -> None:
         assert fingerprint(config) != fingerprint(LlamaConfig(**(shape | change)))
 
 
-def _written(path: Path, **changes: Any) -> str:
-    made = Calibration(format="mixed-bit", fingerprint="0", model="m", text="t", tokens=1, skipped=0, distortion=LOSSES)
-    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(made, **changes)))
-    return str(path)
-
-
 def test_bad_files(tmp_path: Path) -> None:
     def message(setting: str) -> str:
         with pytest.raises(ConfigError) as caught:
@@ -211,9 +205,9 @@ def test_bad_files(tmp_path: Path) -> None:
     assert "is not a calibration file" in message(str(damaged))
     damaged.write_bytes(b"\xff\xfe")
     assert "is not a calibration file" in message(str(damaged))
-    assert "calibrates the format other" in message(_written(tmp_path / "a.json", format="other"))
+    assert "calibrates the format other" in message(written(tmp_path / "a.json", format="other"))
     negative = Distortion(value={2: -1.0}, key={})
-    assert "at 2 bits is -1.0" in message(_written(tmp_path / "b.json", distortion=negative))
+    assert "at 2 bits is -1.0" in message(written(tmp_path / "b.json", distortion=negative))
     layers = (0.1,) * LlamaConfig().num_hidden_layers
-    assert "shares of 1 layers, the model has 32" in message(_written(tmp_path / "c.json", layers=layers[:1]))
-    assert "share of layer 0 is -1.0" in message(_written(tmp_path / "d.json", layers=(-1.0, *layers[1:])))
+    assert "shares of 1 layers, the model has 32" in message(written(tmp_path / "c.json", layers=layers[:1]))
+    assert "share of layer 0 is -1.0" in message(written(tmp_path / "d.json", layers=(-1.0, *layers[1:])))

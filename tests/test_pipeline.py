@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
+from calibrations import written
 from packs import DEVICE
 from problems import same
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,9 +17,7 @@ from transformers import LlamaConfig
 from waits import Waits
 
 from rdkv import CompressionConfig
-from rdkv.plugins.rdkv.format import DISTORTIONS
 from rdkv.runtime.budget import layer_shares
-from rdkv.runtime.calibration import Calibration
 from rdkv.runtime.checks import examine_scores
 from rdkv.runtime.observation import Observation
 from rdkv.runtime.pipeline import Pipeline
@@ -136,13 +134,7 @@ def test_a_budget_that_may_hold_a_layer_is_decided_at_once(monkeypatch: pytest.M
 
 
 def calibrated(tmp_path: Path, layers: tuple[float, ...], **settings: Any) -> Pipeline:
-    made = Calibration(
-        format="mixed-bit", fingerprint="", model="m", text="t", tokens=1, skipped=0,
-        distortion=DISTORTIONS["smollm2"], layers=layers,
-    )  # fmt: skip
-    path = tmp_path / "calibration.json"
-    path.write_bytes(msgspec.json.encode(made))
-    return make_pipeline(calibration=str(path), **settings)
+    return make_pipeline(calibration=written(tmp_path / "calibration.json", layers=layers), **settings)
 
 
 @pytest.mark.parametrize("allocator", ["waterfill", "eviction"])

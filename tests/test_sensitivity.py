@@ -10,6 +10,7 @@ import torch
 import rdkv
 from rdkv.runtime import sensitivity as module
 from rdkv.runtime.attention import attach
+from rdkv.runtime.budget import layer_bits
 from rdkv.runtime.calibration import python_reference
 from rdkv.runtime.errors import ConfigError
 from rdkv.runtime.loading import LoadedModel, load_model
@@ -50,7 +51,9 @@ def test_the_loss_of_one_layer_is_that_of_a_cache_with_the_others_whole(
         truth = model(answer, past_key_values=recording.full()).logits.log_softmax(-1)
         for layer in range(2):
             shares = (BUDGET, 1.0) if layer == 0 else (1.0, BUDGET)
-            monkeypatch.setattr("rdkv.runtime.pipeline.layer_shares", lambda _, shares=shares: shares)
+            monkeypatch.setattr(
+                "rdkv.runtime.pipeline.layer_bits", lambda *given, shares=shares: layer_bits(*given[:-1], shares)
+            )
             cache = recording.compress(rdkv.CompressionConfig(budget=(1 + BUDGET) / 2, calibration="none"))
             got = model(answer, past_key_values=cache).logits.log_softmax(-1)
             loss = torch.nn.functional.kl_div(got, truth, reduction="none", log_target=True).sum(-1).mean()

@@ -14,16 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 import torch
+from calibrations import written
 from sglang_cases import ON_GPU, Case, Reports
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import rdkv
 from rdkv.kernels.arena_shape import EVEN, ArenaShape
-from rdkv.plugins.rdkv.format import DISTORTIONS
-from rdkv.runtime.calibration import Calibration
 from rdkv.runtime.pipeline import Pipeline
 
 if find_spec("sglang") is None:
@@ -118,19 +116,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file that gives the second layer more bytes than its full cache has, at half of all."""
-    measured = Calibration(
-        format="mixed-bit",
-        fingerprint="",
-        model="random",
-        text="none",
-        tokens=1,
-        skipped=0,
-        distortion=DISTORTIONS["smollm2"],
-        layers=(0.01, 1.0, 0.05),
-    )
     path = tmp_path_factory.mktemp("calibration") / "layers.json"
-    path.write_bytes(msgspec.json.encode(measured))
-    return path
+    return Path(written(path, layers=(0.01, 1.0, 0.05)))
 
 
 @pytest.fixture(scope="module")
