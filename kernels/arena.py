@@ -14,6 +14,7 @@ from .packed import (
     COLUMN_START,
     KEY_START,
     PINNED_START,
+    TOKENS,
     VALUE_AFFINE_START,
     VALUE_EXPONENT,
     VALUE_START,
@@ -42,12 +43,13 @@ class Arena:
 
     def _table(self, layer: int) -> Packed:
         """All places of a layer as one `Packed`; what is in which row only the device knows."""
-        store, dim = self._stores[layer], self.shape.dim
+        store, dim, span = self._stores[layer], self.shape.dim, self.shape.span
         pinned = store.view(self.shape.dtype).view(-1, 2, dim)
         return Packed(
             batch=self.shape.places,
             heads=self.shape.heads,
             dim=dim,
+            span=span,
             host_counts=(),
             raw=(),
             key_codes=store.view(torch.int16),
@@ -76,8 +78,12 @@ class Arena:
             Bytes used of the layer's part of the region.
 
         Raises:
-            ValueError: the prompt does not fit in that part.
+            ValueError: the prompt does not fit in that part, or its values are rotated otherwise.
         """
+        if packed.span != self.shape.span and any(row[TOKENS] for row in packed.host_counts):
+            raise ValueError(
+                f"values are rotated over {packed.span} channels, those of the arena over {self.shape.span}"
+            )
         room = self.shape.part(layer, region)
         end, dim, table = room.start, self.shape.dim, self.layers[layer]
         store, starts = self._stores[layer], [0] * (PINNED_START + 1)
@@ -117,6 +123,7 @@ class Arena:
             batch=len(places),
             heads=heads,
             dim=table.dim,
+            span=table.span,
             host_counts=host_counts,
             raw=(0,) * len(host_counts),
             key_codes=table.key_codes,

@@ -24,6 +24,7 @@ class ArenaShape:
     Attributes:
         shares: ``[L]``, above 0, bytes of each layer's store over the mean, in parts of `EVEN`.
         heads, dim: KV heads of this process, and their dimension.
+        span: as `Packed.span`.
         dtype: storage type of what is not quantised.
         places: prompts at once.
         nbytes: mean bytes of a layer's store, a multiple of `unit`.
@@ -32,6 +33,7 @@ class ArenaShape:
     shares: tuple[int, ...]
     heads: int
     dim: int
+    span: int
     dtype: torch.dtype
     places: int
     nbytes: int

@@ -16,12 +16,12 @@ from .packed import CHANNEL_BITS
 
 # The interpreter has no inline assembly; there the masks are plain operations on 16-bit integers.
 _CHANNEL_BITS, _CHANNEL = tl.constexpr(CHANNEL_BITS), tl.constexpr((1 << CHANNEL_BITS) - 1)
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
 
 @triton.jit
 def dot(a, b, c):
-    if _INTERPRETED:  # which multiplies bfloat16 by its bit patterns
+    if INTERPRETED:  # which multiplies bfloat16 by its bit patterns
         return tl.dot(a.to(tl.float32), b.to(tl.float32), c, input_precision="ieee")
     else:
         return tl.dot(a, b, c)
@@ -30,7 +30,7 @@ def dot(a, b, c):
 @triton.jit
 def codes(words, MASK: tl.constexpr, PAIRS: tl.constexpr):
     """Bits ``MASK`` of every word as a float16 (subnormal), two words an instruction (``PAIRS``: mask of both)."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return (words & MASK).to(tl.int16).to(tl.float16, bitcast=True)
     asm: tl.constexpr = "and.b32 $0, $1, " + PAIRS + ";"
     return tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.float16, is_pure=True, pack=2)
@@ -39,7 +39,7 @@ def codes(words, MASK: tl.constexpr, PAIRS: tl.constexpr):
 @triton.jit
 def down(words, BITS: tl.constexpr):
     """Every word shifted right by ``BITS``, 8 or 2; as many upper bits are arbitrary then."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return ((words.to(tl.int32) & 0xFFFF) >> BITS).to(tl.int16)
     asm: tl.constexpr = "shr.u32 $0, $1, 8;" if BITS == 8 else "shr.u32 $0, $1, 2;"
     return tl.inline_asm_elementwise(asm, "=r,r", [words], dtype=tl.int16, is_pure=True, pack=2)
@@ -195,7 +195,7 @@ def power_of_2(n):
 @triton.jit
 def prefetch(words, first, count, end, LINES: tl.constexpr):
     """Ask for ``count`` words from ``first`` on, of those before ``end``: into the L2 cache, without waiting."""
-    if LINES > 0 and not _INTERPRETED:
+    if LINES > 0 and not INTERPRETED:
         line = tl.arange(0, LINES) * 64
         wanted = (line < count) & (first + line < end)
         asm: tl.constexpr = "{.reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0;}"

@@ -15,6 +15,7 @@ from .decode_codes_kernels import dot, load_query, split_high_low
 from .decode_packed_kernels import has_more_columns, packed_zone
 from .decode_plan import PACKED_ZONE, PINNED_ZONE
 from .packed import PINNED_START
+from .rotation_kernels import store_restored
 
 _PACKED, _PINNED, _STARTS = tl.constexpr(PACKED_ZONE), tl.constexpr(PINNED_ZONE), tl.constexpr(PINNED_START + 1)
 
@@ -79,12 +80,14 @@ def attend_kernel(
     H: tl.constexpr, G: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     W: tl.constexpr, NA: tl.constexpr, NB: tl.constexpr, NS: tl.constexpr, MANY: tl.constexpr,
     AHEAD: tl.constexpr, BT: tl.constexpr, PAGED: tl.constexpr, PDL: tl.constexpr,
+    SPAN: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
     """One work item, some tiles of a row's packed zone or some tokens of one of its 16-bit zones, for ``N`` query rows.
 
     Programs of the same item are neighbours: what one reads the others find in the L2 cache. Packed rows beyond those
     of the ``sequences`` continue them. With ``PAGED`` the packed rows of a sequence are those of its place, and its
-    tail is where the pages from its start on say.
+    tail is where the pages from its start on say. Values of the packed zone are under a rotation of ``SPAN`` channels,
+    which is undone with ``FACTOR`` (`rotation_kernels`).
     """
     NQ: tl.constexpr = G * Q
     PARTS: tl.constexpr = (NQ + N - 1) // N
@@ -135,7 +138,12 @@ def attend_kernel(
     di = tl.arange(0, DP)
     out = acc / tl.where(total > 0, total, 1.0)[None, :]
     at = (item.to(tl.int64) * NQ + ni)[None, :] * D + di[:, None]
-    tl.store(outputs + at, out, mask=(ni < NQ)[None, :] & (di < D)[:, None])
+    as_it_is = (SPAN == 1) | (zone != _PACKED)
+    tl.store(outputs + at, out, mask=(ni < NQ)[None, :] & (di < D)[:, None] & as_it_is)
+    if SPAN > 1:
+        if zone == _PACKED:
+            columns = tl.where(ni < NQ, (item.to(tl.int64) * NQ + ni) * D, -1)
+            store_restored(outputs, out, columns, FACTOR, N, D, DP, SPAN)
     lse = tl.where(total > 0, top + tl.log2(total), float("-inf"))
     tl.store(lses + item * NQ + ni, lse, mask=ni < NQ)
 

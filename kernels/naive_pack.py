@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from . import naive
+from . import naive, naive_rotation
 from .packed import (
     BLOCK,
     CHANNEL_BITS,
@@ -38,7 +38,9 @@ CHANNEL = (1 << CHANNEL_BITS) - 1  # mask of the channel in an entry of `Packed.
 SHIFTS = {2: PAIR_SHIFTS, 4: (0, 4, 8, 12)}  # where digits of as many bits stand in a word
 
 
-def pack(keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Packed:
+def pack(
+    keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor, rotate: bool = True
+) -> Packed:
     """Pack tokens at their widths: 0, 2, 4, 8 or 16 bits.
 
     Args:
@@ -47,31 +49,37 @@ def pack(keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pin
         value_bits: ``[B, H, T]`` uint8; 0 drops a token, unless it is pinned.
         key_bits: ``[B, H, D]`` uint8; 0 keeps a channel's mean alone.
         pinned: ``[B, H, T]`` bool.
+        rotate: quantise values under a rotation (`naive_rotation`).
 
     Raises:
         NotFiniteError: what is to be quantised is not finite, or exceeds float16.
     """
     batch, heads, tokens, dim = keys.shape
+    span = naive_rotation.span(dim) if rotate else 1
+    rotated = naive_rotation.rotate(values, span).reshape(-1, tokens, dim)
     keys, values = keys.reshape(-1, tokens, dim), values.reshape(-1, tokens, dim)
     plan = (value_bits.reshape(-1, tokens), key_bits.reshape(-1, dim), pinned.reshape(-1, tokens))
-    rows = [_pack_row(*row) for row in zip(keys, values, *plan, strict=True)]
+    rows = [_pack_row(span, *row) for row in zip(keys, values, rotated, *plan, strict=True)]
     return dataclasses.replace(join(rows, range(len(rows))), batch=batch, heads=heads)
 
 
-def _pack_row(keys: Tensor, values: Tensor, bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Packed:
-    """One row: ``[T, D]``, ``[T, D]``, ``[T]``, ``[D]``, ``[T]``."""
+def _pack_row(
+    span: int, keys: Tensor, values: Tensor, rotated: Tensor, bits: Tensor, key_bits: Tensor, pinned: Tensor
+) -> Packed:
+    """One row: keys and values ``[T, D]``, the latter also rotated; ``[T]``, ``[D]``, ``[T]``."""
     coded = (bits > 0) & ~pinned
     raw = bool((key_bits == 16).all() & (bits[coded] == 16).all())
     apart = pinned | coded if raw else pinned
     slots = torch.cat([((bits == width) & ~apart).nonzero()[:, 0] for width in VALUE_ORDER])  # [n]
     counts = [int(((bits >= width) & ~apart).sum()) for width in (2, 4, 8, 16)]
     key_codes, columns, nibbles, key_affine, key_peak = _pack_keys(keys[slots].float(), key_bits)
-    value_codes, value_affine, value_peak = _pack_values(values[slots].float(), bits[slots])
+    value_codes, value_affine, value_peak = _pack_values(rotated[slots].float(), bits[slots], span > 1)
     counts += [int(apart.sum()), len(columns) + nibbles, nibbles]
     return Packed(
         batch=1,
         heads=1,
         dim=keys.shape[1],
+        span=span,
         host_counts=(tuple(counts),),
         raw=(int((coded & apart).sum()),),
         key_codes=key_codes,
@@ -119,10 +127,13 @@ def _digits(codes: Tensor, columns: Tensor, bits: int) -> Tensor:
     return (codes[:, column & CHANNEL] >> 2 * (column >> CHANNEL_BITS) & (1 << bits) - 1) * (columns >= 0)
 
 
-def _pack_values(values: Tensor, width: Tensor) -> tuple[Tensor, Tensor, float]:
+def _pack_values(values: Tensor, width: Tensor, narrow: bool) -> tuple[Tensor, Tensor, float]:
     """Words and affine of values ``[n, D]`` of ``width`` ``[n]``, falling, and the largest scale of a digit."""
     bits = width.unsqueeze(1)  # [n, 1]
-    scale, zero = naive.affine_parameters(values.amin(1, keepdim=True), values.amax(1, keepdim=True), bits)
+    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    if narrow:
+        low, high = narrowed(low, high, bits)
+    scale, zero = naive.affine_parameters(low, high, bits)
     affine = _finite(torch.cat([scale, zero], 1), "values")
     codes = naive.quantize(values, scale, zero, bits)
     planes = []
@@ -133,6 +144,17 @@ def _pack_values(values: Tensor, width: Tensor) -> tuple[Tensor, Tensor, float]:
         planes.append(words.permute(0, 2, 3, 1).flatten())
     peak = scale.float() * 4.0 ** (bits.float() / 2 - 1)
     return torch.cat(planes), affine, float(peak.max()) if len(width) else 0.0
+
+
+def narrowed(low: Tensor, high: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """The middle five eighths of a range where four levels are to cover it, the whole of it elsewhere.
+
+    Of Gaussians, which rotated values are close to, that is the least squared error for 64 to 128 channels (their
+    extremes are 2.3 to 2.6 deviations out, the best levels at 0.5 and 1.5): half of that of the whole range.
+    """
+    extent, narrow = high - low, bits == 2
+    inner = low + extent * 0.125 + extent * 0.0625, high - extent * 0.125 - extent * 0.0625
+    return torch.where(narrow, inner[0], low), torch.where(narrow, inner[1], high)
 
 
 def _finite(affine: Tensor, what: str) -> Tensor:
@@ -190,6 +212,7 @@ def unpack(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
             scale, zero = packed.value_affine[starts[VALUE_AFFINE_START] :][:tokens].float().unbind(1)
             scale = torch.nn.functional.pad(scale, (0, -tokens % BLOCK)).view(-1, 4, 1)
             _restore(_value_codes(packed, counts, starts), scale, zero.unsqueeze(1), values[row, coded])
+            values[row, coded] = naive_rotation.restore(values[row, coded], packed.span)
     held = torch.tensor([c[TOKENS] + c[PINNED] for c in packed.host_counts], device=device)[:, None]
     return keys, values, torch.arange(packed.slots, device=device) < held
 

@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from . import naive_rotation, rotation
 from . import pack_measure_kernels as measuring
 from . import pack_write_kernels as writing
 from .packed import (
@@ -36,10 +37,15 @@ TILE = 4096  # numbers in a tile
 
 @dataclass(frozen=True)
 class _Input:
-    """What is to be packed: floats ``[B, H, T, D]``, plan ``[R, T]``, ``[R, D]`` and ``[R, T]``, as bytes."""
+    """What is to be packed: floats ``[B, H, T, D]``, plan ``[R, T]``, ``[R, D]`` and ``[R, T]``, as bytes.
+
+    ``rotated`` are the values as they are quantised (`rotation`), over ``span`` channels.
+    """
 
     keys: Tensor
     values: Tensor
+    rotated: Tensor
+    span: int
     value_bits: Tensor
     key_bits: Tensor
     pinned: Tensor
@@ -90,28 +96,33 @@ class Begun:
         return packed
 
 
-def pack(keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Packed:
+def pack(
+    keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor, rotate: bool = True
+) -> Packed:
     """`naive_pack.pack`, bit for bit.
 
     Raises:
         NotFiniteError: what is to be quantised is not finite, or exceeds float16.
     """
-    return begin(keys, values, value_bits, key_bits, pinned).finish()
+    return begin(keys, values, value_bits, key_bits, pinned, rotate).finish()
 
 
-def begin(keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Begun:
+def begin(
+    keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor, rotate: bool = True
+) -> Begun:
     """The first half of `pack`, which waits for nothing; finish it on the same stream."""
     keys, values = (t if t.stride(3) == 1 else t.contiguous() for t in (keys, values))
     rows = keys.shape[0] * keys.shape[1]
     plan = (t.reshape(rows, -1).contiguous().view(torch.uint8) for t in (value_bits, key_bits, pinned))
-    given = _Input(keys, values, *plan)
     with torch.cuda.device_of(keys):  # type: ignore[no-untyped-call]
+        span = naive_rotation.span(keys.shape[3]) if rotate else 1
+        given = _Input(keys, values, rotation.rotate(values, span), span, *plan)
         tables = _measure(given)
         return Begun(given, tables, Readback(tables.report))
 
 
 def _measure(given: _Input) -> _Tables:
-    keys, values, tile, rows = given.keys, given.values, given.tile, given.rows
+    keys, values, tile, rows = given.keys, given.rotated, given.tile, given.rows
     tokens, dim = keys.shape[2:]
     spans, chunks = max(1, -(-tokens // SPAN)), max(1, -(-tokens // CHUNK))
     padded = {"D": dim, "DP": tile["DP"]}
@@ -136,7 +147,7 @@ def _measure(given: _Input) -> _Tables:
     parts = (new(rows, chunks, dtype=torch.float32), low, high, new(rows, chunks, dim, dtype=torch.float64))
     measuring.measure_kernel[chunks, rows](
         keys, *keys.stride()[:3], values, *values.stride()[:3], tables.report, tables.token, *parts, tables.affine,
-        tokens, **tile, BT=min(CHUNK, TILE // tile["DP"]), CHUNK=CHUNK,
+        tokens, **tile, BT=min(CHUNK, TILE // tile["DP"]), CHUNK=CHUNK, NARROW=given.span > 1,
     )  # fmt: skip
     measuring.tables_kernel[rows,](
         given.key_bits, tables.report, *parts, tables.key_affine, tables.place, chunks,
@@ -160,6 +171,7 @@ def _allocate(given: _Input, tables: _Tables, report: list[list[int]]) -> Packed
         batch=batch,
         heads=heads,
         dim=dim,
+        span=given.span,
         host_counts=counts,
         raw=tuple(row[-1] for row in report),
         key_codes=new(key_codes, dtype=torch.int16),
@@ -188,7 +200,7 @@ def _write(given: _Input, tables: _Tables, packed: Packed) -> None:
         span = max(1, 256 // tile["DP"])
         halves = 1 + any(row[CODED16] for row in packed.host_counts)  # of a code
         writing.values_kernel[-(-blocks(most_coded) // span), rows, halves](
-            values, *values.stride()[:3], *where, tables.affine,
+            given.rotated, *given.rotated.stride()[:3], *where, tables.affine,
             packed.value_codes.view(torch.int32), packed.value_affine, tokens, **tile, Q=span,
         )  # fmt: skip
     if most_pinned:

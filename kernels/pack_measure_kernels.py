@@ -2,8 +2,8 @@
 
     zero = below(min x)    scale = above((max x - zero) / (2^b - 1))
 
-in float32 with correctly rounded division, ``below`` and ``above`` to the next float16: each is that of the twin,
-`naive_pack.pack`, bit for bit. In order:
+(of rotated values of 2 bits the extremes are first moved inwards) in float32 with correctly rounded division, ``below``
+and ``above`` to the next float16: each is that of the twin, `naive_pack.pack`, bit for bit. In order:
 
 * `tally_kernel` and `slots_kernel` count each row's tokens and list them in order of slots, pinned ones last.
 * `measure_kernel` gathers the coded ones: extremes and sums of the key channels, affine of the values.
@@ -53,6 +53,16 @@ def _affine(low, high, largest):
     """Scale and zero point, float16, of codes up to ``largest`` (float32)."""
     zero = _half_below(low)
     return -_half_below(-tl.div_rn(high - zero.to(tl.float32), largest)), zero
+
+
+@triton.jit
+def _narrowed(low, high, width):
+    """`naive_pack.narrowed`: no rounding but that of its additions, fused with the products or not."""
+    extent = high - low
+    return (
+        tl.where(width == 2, low + extent * 0.125 + extent * 0.0625, low),
+        tl.where(width == 2, high - extent * 0.125 - extent * 0.0625, high),
+    )
 
 
 @triton.jit
@@ -157,7 +167,7 @@ def slots_kernel(
 def measure_kernel(
     keys, key_stride_b, key_stride_h, key_stride_t, values, value_stride_b, value_stride_h, value_stride_t,
     report, token, peak, low, high, total, affine, T,
-    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr,
 ):  # fmt: skip
     """One chunk of slots of one row.
 
@@ -190,6 +200,8 @@ def measure_kernel(
         width = tl.where(slot < n16, 16, tl.where(slot < n8, 8, tl.where(slot < n4, 4, 2)))
         v_low = tl.min(tl.where(inside, v, float("inf")), 1)
         v_high = tl.max(tl.where(inside, v, float("-inf")), 1)
+        if NARROW:
+            v_low, v_high = _narrowed(v_low, v_high, width)
         scale, zero = _affine(v_low, v_high, largest_code(width))
         tl.store(affine + (first + slot) * 2, scale, mask=coded)
         tl.store(affine + (first + slot) * 2 + 1, zero, mask=coded)

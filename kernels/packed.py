@@ -52,6 +52,7 @@ class Packed:
 
     Attributes:
         batch, heads, dim: sizes; ``R = batch * heads``, ``D = dim``.
+        span: coded values are under a rotation of so many channels (`naive_rotation`), 1 for none.
         host_counts: for each row its columns ``TOKENS`` to ``NIBBLES`` of ``counts``, on the host.
         raw: for each row, how many of its pinned tokens are so only because all of the row's widths, of values
             and of keys, are 16 (for such a row the quantiser would cost bytes and gain nothing).
@@ -77,6 +78,7 @@ class Packed:
     batch: int
     heads: int
     dim: int
+    span: int
     host_counts: HostCounts
     raw: tuple[int, ...]
     key_codes: Tensor
@@ -159,6 +161,7 @@ def unquantised(keys: Tensor, values: Tensor) -> Packed:
         batch=batch,
         heads=heads,
         dim=dim,
+        span=1,  # nothing is coded
         host_counts=((*(0,) * PINNED, tokens, *(0,) * (NIBBLES - PINNED)),) * rows,
         raw=(tokens,) * rows,
         key_codes=new(0, dtype=torch.int16),
@@ -184,9 +187,9 @@ def join(parts: Sequence[Packed], order: Sequence[int]) -> Packed:
         ValueError: parts of unlike shape or storage type, or an order that is no permutation.
     """
     heads, dim = parts[0].heads, parts[0].dim
-    kinds = {(p.heads, p.dim, p.pinned_keys.dtype) for p in parts}
+    kinds = {(p.heads, p.dim, p.span, p.pinned_keys.dtype) for p in parts}
     if len(kinds) > 1:
-        raise ValueError(f"join: parts differ in (heads, dim, storage type): {sorted(map(str, kinds))}")
+        raise ValueError(f"join: parts differ in (heads, dim, span, storage type): {sorted(map(str, kinds))}")
     if sorted(order) != list(range(sum(p.batch for p in parts))):
         raise ValueError(f"join: {list(order)} does not name each of the parts' sequences once")
     rows = [sequence * heads + head for sequence in order for head in range(heads)]
@@ -202,6 +205,7 @@ def join(parts: Sequence[Packed], order: Sequence[int]) -> Packed:
         batch=len(order),
         heads=heads,
         dim=dim,
+        span=parts[0].span,
         host_counts=tuple(host[r] for r in rows),
         raw=tuple(raw[r] for r in rows),
         key_codes=torch.cat([p.key_codes for p in parts]),
@@ -235,6 +239,7 @@ def split(packed: Packed, sequences: Sequence[int]) -> Packed:
         batch=len(sequences),
         heads=packed.heads,
         dim=packed.dim,
+        span=packed.span,
         host_counts=host,
         raw=tuple(packed.raw[row] for row in rows),
         key_codes=cut(packed.key_codes, KEY_START),

@@ -7,6 +7,7 @@ from packs import DEVICE
 
 from rdkv.kernels.arena import Arena
 from rdkv.kernels.arena_shape import EVEN, ArenaShape
+from rdkv.kernels.naive_rotation import span
 from rdkv.kernels.packed import Packed
 
 LAYERS, HEADS, PLACES = 2, 2, 6
@@ -15,8 +16,8 @@ EVENLY = (EVEN,) * LAYERS
 
 def make_arena(dim: int, dtype: torch.dtype = torch.bfloat16, shares: tuple[int, ...] = EVENLY) -> Arena:
     """An arena of ``LAYERS`` layers, with NaN wherever nothing was written."""
-    empty = ArenaShape(shares, HEADS, dim, dtype, PLACES, 0)
-    arena = Arena(ArenaShape(shares, HEADS, dim, dtype, PLACES, empty.unit * 2000), torch.device(DEVICE))
+    empty = ArenaShape(shares, HEADS, dim, span(dim), dtype, PLACES, 0)
+    arena = Arena(ArenaShape(shares, HEADS, dim, span(dim), dtype, PLACES, empty.unit * 2000), torch.device(DEVICE))
     arena._store.fill_(0xFF)
     return arena
 

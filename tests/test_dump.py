@@ -99,12 +99,12 @@ def test_layout_is_what_its_number_says() -> None:
     for name in sorted(tensors):
         digest.update(f"{name} {list(tensors[name].shape)} ".encode())
         digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
-    assert (LAYOUT, digest.hexdigest()[:16]) == (1, "4252200f0249449e")
+    assert (LAYOUT, digest.hexdigest()[:16]) == (2, "b4c9293a004a6729")
 
 
 def test_another_layout() -> None:
     tensors, header = FORMAT.dump(make())
-    with pytest.raises(ConfigError, match="packed in layout 2, this rdkv reads 1"):
+    with pytest.raises(ConfigError, match="packed in layout 3, this rdkv reads 2"):
         reload((tensors, header | {"layout": LAYOUT + 1}))
 
 
@@ -170,3 +170,18 @@ def test_names_and_headers() -> None:
     for raw in ([], [0, 0, 0, -1], [0, 0, 0, 1 << 40]):
         with pytest.raises(ValueError, match="raw"):
             reload((tensors, header | {"raw": raw}))
+
+
+def test_a_rotation_that_cannot_be() -> None:
+    tensors, header = FORMAT.dump(make())
+    with pytest.raises(ValueError, match=f"values of {DIM} channels are said to be rotated over 8"):
+        reload((tensors, header | {"span": 8}))
+
+
+def test_without_a_rotation() -> None:
+    plain = MixedBit(MixedBitOptions(rotate=False))
+    segment = make(cache_format=plain)
+    loaded = reload(plain.dump(segment))
+    assert same(segment, loaded)
+    assert torch.equal(segment.unpack()[1], loaded.unpack()[1])
+    assert not torch.equal(segment.unpack()[1], make().unpack()[1])

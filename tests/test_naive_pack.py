@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from packs import WIDTHS, read_keys, read_values
 from torch import Tensor
 
-from rdkv.kernels import naive_pack
+from rdkv.kernels import naive_pack, naive_rotation
 from rdkv.kernels.packed import CHANNEL_BITS, COLUMNS, NIBBLES, PINNED, TOKENS, VALUE_AFFINE_START, Packed
 
 SHARES = st.lists(st.integers(0, 4), min_size=5, max_size=5).filter(any)  # of the widths
@@ -41,7 +41,8 @@ def test_codes_are_where_they_are_said_to_be(tokens: int, dim: int, seed: int, s
         assert bool((key_codes < 1 << key_bits[row].int()).all())
         assert torch.equal(keys[row, coded], key_codes * scale + zero)
         affine = packed.value_affine[packed.starts[row, VALUE_AFFINE_START] :][: counts[TOKENS]].float()
-        assert torch.equal(values[row, coded], read_values(packed, row) * affine[:, :1] + affine[:, 1:])
+        rotated = read_values(packed, row) * affine[:, :1] + affine[:, 1:]
+        assert torch.equal(values[row, coded], naive_rotation.restore(rotated, packed.span))
         empty = torch.full((dim,), 16 if packed.raw[row] else 0)
         assert naive_pack.key_widths(packed)[row].tolist() == (key_bits[row] if counts[TOKENS] else empty).tolist()
 

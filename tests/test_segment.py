@@ -9,8 +9,9 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mixed import ALL_WIDTHS, ONE_HEAD_EMPTY, ONE_HEAD_RAW, ONE_TOKEN, ONLY_PINNED, Case, cases, empty, make_case, quick
+from torch import Tensor
 
-from rdkv.kernels import naive
+from rdkv.kernels import naive, naive_rotation
 from rdkv.plugins.rdkv.format import MixedBit
 from rdkv.runtime.plan import BitPlan
 
@@ -23,15 +24,27 @@ def half_below(x: float) -> np.float16:
     return np.nextafter(half, np.float16(-np.inf)) if np.float32(half) > np.float32(x) else half
 
 
-def quantise(x: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
-    """What is left of the numbers ``x`` at one scale; checks that it is within half a step of each."""
-    zero = np.float32(half_below(x.min()))
-    scale = np.float32(-half_below(-(x.max() - zero) / np.float32(2**bits - 1)))
+def quantise(x: np.ndarray[Any, Any], bits: int, cuts: tuple[float, ...] = ()) -> np.ndarray[Any, Any]:
+    """What is left of the numbers ``x`` at one scale, without ``cuts`` of their range at either end; checks that it is
+    within half a step of each, and of what is nearest to those beyond."""
+    low, high, extent = x.min(), x.max(), x.max() - x.min()
+    for cut in cuts:
+        low, high = low + extent * np.float32(cut), high - extent * np.float32(cut)
+    zero = np.float32(half_below(low))
+    scale = np.float32(-half_below(-(high - zero) / np.float32(2**bits - 1)))
     codes = np.round((x - zero) / scale) if scale > 0 else np.zeros_like(x)
     restored = codes.clip(0, 2**bits - 1) * scale + zero
     slack = 2e-6 * np.abs(x).max()
-    assert (np.abs(restored.astype(np.float64) - x) <= np.float64(scale) / 2 + slack).all()
+    assert (np.abs(restored.astype(np.float64) - x.clip(low, high)) <= np.float64(scale) / 2 + slack).all()
     return restored.astype(np.float32)
+
+
+def quantised_value(value: Tensor, bits: int) -> np.ndarray[Any, Any]:
+    """What is left of one token's value ``[D]``, which is rotated; of 2 bits an eighth and half of one are cut off."""
+    span = naive_rotation.span(len(value))
+    cuts = (1 / 8, 1 / 16) if bits == 2 and span > 1 else ()
+    left = quantise(naive_rotation.rotate(value, span).float().numpy(), bits, cuts)
+    return naive_rotation.restore(torch.from_numpy(left), span).numpy()
 
 
 def reference(case: Case) -> list[list[Row]]:
@@ -50,7 +63,7 @@ def reference(case: Case) -> list[list[Row]]:
             for c in range(dim if coded else 0):
                 width, channel = int(plan.key_bits[b, h, c]), keys[coded, c]
                 kept_keys[:, c] = quantise(channel, width) if width else channel.astype(np.float64).mean()
-            kept_values = [quantise(values[t], bits[t]) for t in coded]
+            kept_values = [quantised_value(case.values[b, h, t], bits[t]) for t in coded]
             result[-1].append(
                 (
                     np.concatenate([keys[pinned], kept_keys]),

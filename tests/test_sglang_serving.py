@@ -197,7 +197,7 @@ def test_slots_that_come_back_are_waited_for() -> None:
 
     serving = Serving(SimpleNamespace(_rdkv_config='{"budget": 0.5}'))
     serving.pipeline = Pipeline(LlamaConfig(num_hidden_layers=1), serving.compression)
-    serving.shape = ArenaShape((EVEN,), 1, 16, torch.bfloat16, 1, 0)
+    serving.shape = ArenaShape((EVEN,), 1, 16, 16, torch.bfloat16, 1, 0)
     request = SimpleNamespace(rid="a", full_untruncated_fill_ids=[1])
     adder = SimpleNamespace(running_batch=None, can_run_list=[], req_states=None)
     assert serving.admit(lambda *_: Result.NO_TOKEN, adder, request) == Result.NO_TOKEN

@@ -15,7 +15,7 @@ from rdkv.plugins.sglang.sizes import needs, rank_config, storage_dtype, store_s
 from rdkv.runtime.budget import layer_bits, layer_shares
 from rdkv.runtime.config import CompressionConfig
 
-SHAPE = ArenaShape(shares=(EVEN,) * 4, heads=8, dim=128, dtype=torch.bfloat16, places=5, nbytes=0)
+SHAPE = ArenaShape(shares=(EVEN,) * 4, heads=8, dim=128, span=128, dtype=torch.bfloat16, places=5, nbytes=0)
 EVENLY = layer_shares((1.0,) * 4)
 UNEVENLY = layer_shares((0.1, 3.0, 0.7, 20.0))
 LONGEST = 131_072

@@ -69,7 +69,7 @@ def make_batch(case: Case, tail: int, layers: int, device: str) -> Batch:
     shape = case.shape
     one = dataclasses.replace(case, shape=dataclasses.replace(shape, batch=1))
     prompt = synthesize(1, shape.heads, one.sizes(), device, torch.bfloat16)
-    empty = ArenaShape((EVEN,) * layers, shape.heads, shape.dim, torch.bfloat16, shape.batch, 0)
+    empty = ArenaShape((EVEN,) * layers, shape.heads, shape.dim, prompt.span, torch.bfloat16, shape.batch, 0)
     region = empty.layer_bytes(sum(t.nbytes for t in prompt.tensors()))
     arena = Arena(dataclasses.replace(empty, nbytes=region * shape.batch), torch.device(device))
     for layer, place in product(range(layers), range(shape.batch)):

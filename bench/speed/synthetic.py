@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rdkv.kernels import naive_rotation
 from rdkv.kernels.naive_pack import VALUE_ORDER, exponent, key_columns, to_words
 from rdkv.kernels.packed import BLOCK, COLUMNS, NIBBLES, PINNED, TOKENS, Packed, blocks, layout, value_planes
 
@@ -41,6 +42,7 @@ def synthesize(batch: int, heads: int, sizes: Sizes, device: str, dtype: torch.d
         batch=batch,
         heads=heads,
         dim=dim,
+        span=naive_rotation.span(dim),
         host_counts=sizes.counts,
         raw=tuple(0 if row[TOKENS] else row[PINNED] for row in sizes.counts),
         key_codes=words(total[0]),

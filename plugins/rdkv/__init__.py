@@ -25,7 +25,7 @@ PAPER_PRESET: dict[str, Any] = {
     "allocator": "waterfill",
     "allocator_options": {"scope": "head", "key_share": 0.5},
     "format": "mixed-bit",
-    "format_options": {"channel_group": 1, "distortion": "paper"},
+    "format_options": {"channel_group": 1, "distortion": "paper", "rotate": False},
     "calibration": "none",
 }
 

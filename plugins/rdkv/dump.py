@@ -9,7 +9,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ...kernels import naive
+from ...kernels import naive, naive_rotation
 from ...kernels.packed import KEY_EXPONENT, PINNED, TOKENS, VALUE_EXPONENT, Packed, layout, split
 from ...kernels.packed_check import STORED, check
 from ...runtime.errors import ConfigError
@@ -23,7 +23,7 @@ PACKED = (
     "counts", "key_codes", "key_columns", "key_affine", "value_codes", "value_affine", "pinned_keys", "pinned_values",
 )  # fmt: skip
 POSITIONS = ("kept", "classes", "pinned")
-LAYOUT = 1  # to be raised whenever the tensors of a `Packed` come to mean something else
+LAYOUT = 2  # to be raised whenever the tensors of a `Packed` come to mean something else
 
 Shape = tuple[int, int, int, int]
 
@@ -35,11 +35,13 @@ class SegmentHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         layout: what the tensors mean.
         kind: of the segment.
         raw: `Packed.raw`.
+        span: `Packed.span`.
     """
 
     layout: int
     kind: Literal["packed", "whole", "empty"]
     raw: tuple[int, ...] = ()
+    span: int = 1
 
 
 def dump(segment: PackedSegment) -> tuple[dict[str, Tensor], SegmentHeader]:
@@ -54,7 +56,7 @@ def dump(segment: PackedSegment) -> tuple[dict[str, Tensor], SegmentHeader]:
     tensors: dict[str, Tensor] = {name: getattr(packed, name) for name in PACKED}
     if segment.positions is not None:
         tensors |= {name: getattr(segment.positions, name) for name in POSITIONS}
-    return tensors, SegmentHeader(LAYOUT, "packed", packed.raw)
+    return tensors, SegmentHeader(LAYOUT, "packed", packed.raw, packed.span)
 
 
 def load(tensors: Mapping[str, Tensor], header: SegmentHeader, shape: Shape, device: torch.device) -> PackedSegment:
@@ -74,7 +76,7 @@ def load(tensors: Mapping[str, Tensor], header: SegmentHeader, shape: Shape, dev
         return EmptySegment(*shape, device)
     if header.kind == "whole":
         return _load_whole(tensors["keys"], tensors["values"], shape)
-    packed = _load_packed(tensors, header.raw, shape)
+    packed = _load_packed(tensors, header, shape)
     if not positions:
         return MixedBitSegment(packed, shape[2], None)
     return MixedBitSegment(packed, shape[2], _load_positions(tensors, packed, shape[2]))
@@ -87,7 +89,7 @@ def _load_whole(keys: Tensor, values: Tensor, shape: Shape) -> WholeSegment:
     return WholeSegment(keys, values)
 
 
-def _load_packed(tensors: Mapping[str, Tensor], raw: tuple[int, ...], shape: Shape) -> Packed:
+def _load_packed(tensors: Mapping[str, Tensor], header: SegmentHeader, shape: Shape) -> Packed:
     batch, heads, tokens, dim = shape
     counts = tensors["counts"]
     if counts.dtype != torch.int32 or tuple(counts.shape) != (batch * heads, VALUE_EXPONENT + 1):
@@ -98,12 +100,15 @@ def _load_packed(tensors: Mapping[str, Tensor], raw: tuple[int, ...], shape: Sha
         batch=batch,
         heads=heads,
         dim=dim,
+        span=header.span,
         host_counts=host,
-        raw=raw,
+        raw=header.raw,
         starts=torch.tensor(starts, dtype=torch.int64, device=counts.device),
         **{name: tensors[name] for name in PACKED},
     )
     check(packed)
+    if header.span not in (1, naive_rotation.span(dim)):
+        raise ValueError(f"values of {dim} channels are said to be rotated over {header.span}")
     if packed.slots > tokens:
         raise ValueError(f"a head holds {packed.slots} tokens of a prompt of {tokens}")
     return packed

@@ -19,7 +19,9 @@ from .segment import MixedBitSegment
 from .whole import EmptySegment, WholeSegment
 
 
-def begin(keys: Tensor, values: Tensor, plan: BitPlan, keep_positions: bool) -> Callable[[], PackedSegment]:
+def begin(
+    keys: Tensor, values: Tensor, plan: BitPlan, rotate: bool, keep_positions: bool
+) -> Callable[[], PackedSegment]:
     """Begin to pack ``keys`` and ``values`` ``[B, H, T, D]`` at the widths of ``plan``; what it returns finishes that.
 
     A GPU is not waited for before that; without one there is nothing to gain, and all is done here.
@@ -27,7 +29,7 @@ def begin(keys: Tensor, values: Tensor, plan: BitPlan, keep_positions: bool) -> 
     Raises:
         PluginError: what is to be quantised is not finite; here or from what it returns.
     """
-    arguments = (keys, values, plan.value_bits, plan.key_bits, plan.pinned)
+    arguments = (keys, values, plan.value_bits, plan.key_bits, plan.pinned, rotate)
     if triton_takes(keys):
         from ...kernels import pack  # not above: it needs Triton
 

@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from ...kernels.arena_shape import EVEN, ArenaShape
+from ...kernels.naive_rotation import span
 from ...runtime.budget import layer_bits
 from ...runtime.config import CompressionConfig
 from ...runtime.errors import ConfigError
@@ -70,6 +71,7 @@ def arena_shape(available: int, configurator: Any, pipeline: Pipeline, options: 
         shares=(EVEN,) * pipeline.layers,
         heads=rank_heads(model),
         dim=model.head_dim,
+        span=span(model.head_dim) if getattr(pipeline.format.options, "rotate", False) else 1,
         dtype=storage_dtype(configurator.kv_cache_dtype, pipeline.config),
         places=-(-(get_schedule().max_running_requests + 1) // 4) * 4,  # row 0 is SGLang's padding; layers are aligned
         nbytes=0,
