@@ -24,6 +24,7 @@ from bench.speed import (
     decode_schedule,
     leverage,
     mix,
+    rotation,
     serving_table,
     sizes,
     synthetic,
@@ -151,7 +152,9 @@ def test_records_lines_and_tables(measured: Path, untimed: None, tmp_path: Path)
     assert page.count("| 200 | 1 | all tokens |") == 1
     assert "Not timed: ValueError: " in page
     assert "| 5% | 20.0% | 2.0% | 3.0% |" in page
-    assert page.count(table.NOTHING) == 8  # other mixes, prefill, leverage, engine, products, servers, a step of theirs
+    assert (
+        page.count(table.NOTHING) == 9
+    )  # other mixes, prefill, leverage, rotation, engine, products, servers, a step of theirs
     assert table.fill(page, table.read([path, measured])) == page
     assert table.fill(page, []).count(table.NOTHING) == page.count("<!-- end -->")
 
@@ -251,7 +254,13 @@ def test_leverage_is_timed_as_it_is() -> None:
         torch.testing.assert_close(runs[name](), runs["leverage, plain PyTorch"](), rtol=0.02, atol=0.01)
 
 
+def test_rotation_is_timed_as_it_is() -> None:
+    given = torch.randn(1, 2, 70, 16, device=DEVICE)
+    kernel, twin = (run() for run, _ in rotation.cases(given).values())
+    assert torch.equal(kernel, twin)
+
+
 def test_a_row_of_leverage() -> None:
     record = {"device": "some GPU", "tokens": 4096, "heads": 8, "dim": 128, "what": "distances", "ms": 0.0312}
     record |= {"floor_ms": 0.0101, "launches": 1, "extra_mib": 0.5}
-    assert tables.leverage([record]).splitlines()[-1] == "| 4,096 | distances | 31 | 10 | 1 | 0.5 |"
+    assert tables.values([record]).splitlines()[-1] == "| 4,096 | distances | 31 | 10 | 1 | 0.5 |"

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .serving_table import decode_schedule, serving
-from .tables import Record, attention, bits, compress, engine, gemv, leverage
+from .tables import Record, attention, bits, compress, engine, gemv, values
 
 MARKER = re.compile(r"(<!-- table: (\S+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES = {
@@ -23,7 +23,8 @@ TABLES = {
     "decode_schedule": decode_schedule,
     "engine": engine,
     "gemv": gemv,
-    "leverage": leverage,
+    "leverage": values,
+    "rotation": values,
     "serving": serving,
     "bits": bits,
 }

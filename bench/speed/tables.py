@@ -144,8 +144,8 @@ def bits(records: list[Record]) -> str:
     return title + grid(head, (row(*item) for item in budgets))
 
 
-def leverage(records: list[Record]) -> str:
-    """What the leverage of a layer's values takes."""
+def values(records: list[Record]) -> str:
+    """What a layer's values go through takes: leverage, rotation."""
     latest = {(r["device"], r["tokens"], r["heads"], r["dim"], r["what"]): r for r in records}
     head = ["tokens", "what", "µs", "floor µs", "launches", "MiB besides"]
 
