@@ -12,7 +12,7 @@ from . import naive
 from .decode_kernels import attend_kernel, merge_kernel
 from .decode_plan import DecodePlan, Tile, choose_tile, make_plan
 from .device import launches_early
-from .naive_rotation import exponents
+from .naive_rotation import exponents, steps
 from .packed import Packed
 from .tail import PagedTail
 from .tail import Tail as Tail
@@ -117,13 +117,13 @@ def _launch(
             H=packed.heads, G=group, Q=length, N=QUERIES, D=dim, DP=padded,
             W=tile.octets, NA=tile.nibbles, NB=tile.more_nibbles, NS=tile.pairs, MANY=tile.many,
             AHEAD=tile.ahead, BT=16 * tile.warps, PAGED=isinstance(tail, PagedTail), PDL=early,
-            SPAN=packed.span, FACTOR=2.0 ** -exponents(packed.span)[1],
             num_warps=tile.warps, num_stages=1, maxnreg=tile.registers, **options,
         )  # fmt: skip
     together = min(64, max(4, triton.next_power_of_2(plan.most_items)))
     merge_kernel[(rows, group * length)](
-        parts, part_lses, plan.first_item, out, lse, *out.stride()[:3], *lse.stride()[:3],
-        H=packed.heads, G=group, Q=length, D=dim, DP=padded, BI=together, PDL=early, num_warps=4, **options,
+        parts, part_lses, plan.items, plan.first_item, out, lse, *out.stride()[:3], *lse.stride()[:3],
+        H=packed.heads, G=group, Q=length, D=dim, DP=padded, BI=together, PDL=early,
+        SPAN=packed.span, STEPS=steps(packed.span), FACTOR=2.0 ** -exponents(packed.span)[1], num_warps=4, **options,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from .decode_codes_kernels import dot, load_query, split_high_low
 from .decode_packed_kernels import has_more_columns, packed_zone
 from .decode_plan import PACKED_ZONE, PINNED_ZONE
 from .packed import PINNED_START
-from .rotation_kernels import store_restored
+from .rotation_kernels import turn
 
 _PACKED, _PINNED, _STARTS = tl.constexpr(PACKED_ZONE), tl.constexpr(PINNED_ZONE), tl.constexpr(PINNED_START + 1)
 
@@ -80,14 +80,12 @@ def attend_kernel(
     H: tl.constexpr, G: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     W: tl.constexpr, NA: tl.constexpr, NB: tl.constexpr, NS: tl.constexpr, MANY: tl.constexpr,
     AHEAD: tl.constexpr, BT: tl.constexpr, PAGED: tl.constexpr, PDL: tl.constexpr,
-    SPAN: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
     """One work item, some tiles of a row's packed zone or some tokens of one of its 16-bit zones, for ``N`` query rows.
 
     Programs of the same item are neighbours: what one reads the others find in the L2 cache. Packed rows beyond those
     of the ``sequences`` continue them. With ``PAGED`` the packed rows of a sequence are those of its place, and its
-    tail is where the pages from its start on say. Values of the packed zone are under a rotation of ``SPAN`` channels,
-    which is undone with ``FACTOR`` (`rotation_kernels`).
+    tail is where the pages from its start on say.
     """
     NQ: tl.constexpr = G * Q
     PARTS: tl.constexpr = (NQ + N - 1) // N
@@ -138,24 +136,22 @@ def attend_kernel(
     di = tl.arange(0, DP)
     out = acc / tl.where(total > 0, total, 1.0)[None, :]
     at = (item.to(tl.int64) * NQ + ni)[None, :] * D + di[:, None]
-    as_it_is = (SPAN == 1) | (zone != _PACKED)
-    tl.store(outputs + at, out, mask=(ni < NQ)[None, :] & (di < D)[:, None] & as_it_is)
-    if SPAN > 1:
-        if zone == _PACKED:
-            columns = tl.where(ni < NQ, (item.to(tl.int64) * NQ + ni) * D, -1)
-            store_restored(outputs, out, columns, FACTOR, N, D, DP, SPAN)
+    tl.store(outputs + at, out, mask=(ni < NQ)[None, :] & (di < D)[:, None])
     lse = tl.where(total > 0, top + tl.log2(total), float("-inf"))
     tl.store(lses + item * NQ + ni, lse, mask=ni < NQ)
 
 
 @triton.jit
 def merge_kernel(
-    outputs, lses, first_item, out, out_lse, out_stride_b, out_stride_h, out_stride_q,
+    outputs, lses, items, first_item, out, out_lse, out_stride_b, out_stride_h, out_stride_q,
     lse_stride_b, lse_stride_h, lse_stride_q,
     H: tl.constexpr, G: tl.constexpr, Q: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BI: tl.constexpr,
-    PDL: tl.constexpr,
+    PDL: tl.constexpr, SPAN: tl.constexpr, STEPS: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Merge the items of one row by their log-sum-exp, for one query."""
+    """Merge the items of one row by their log-sum-exp, for one query.
+
+    Values of the packed zone are under a rotation of ``SPAN`` channels, which is undone here, where it costs least.
+    """
     row, n = tl.program_id(0), tl.program_id(1)
     NQ: tl.constexpr = G * Q
     begin, end = tl.load(first_item + row), tl.load(first_item + row + 1)
@@ -163,7 +159,7 @@ def merge_kernel(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    acc = tl.zeros([DP], tl.float32)
+    acc, rotated = tl.zeros([DP], tl.float32), tl.zeros([DP], tl.float32)
     total = 0.0
     top = float("-inf")
     for start in range(begin, end, BI):
@@ -177,9 +173,16 @@ def merge_kernel(
         base = tl.where(new > float("-inf"), new, 0.0)
         shrink = tl.exp2(top - base)
         weight = tl.exp2(lse - base)
-        acc = acc * shrink + tl.sum(part * weight[:, None], 0)
+        if SPAN > 1:
+            packed = tl.load(items + (start + ii) * 4 + 1, mask=ok, other=_PINNED) == _PACKED
+            rotated = rotated * shrink + tl.sum(part * tl.where(packed, weight, 0.0)[:, None], 0)
+            acc = acc * shrink + tl.sum(part * tl.where(packed, 0.0, weight)[:, None], 0)
+        else:
+            acc = acc * shrink + tl.sum(part * weight[:, None], 0)
         total = total * shrink + tl.sum(weight, 0)
         top = new
+    if SPAN > 1:
+        acc += turn(rotated, DP // SPAN, SPAN, STEPS) * FACTOR
     acc = acc / tl.where(total > 0, total, 1.0)
     sequence, head = row // H, row % H
     q_head, query = head * G + n // Q, n % Q

@@ -24,10 +24,14 @@ def span(dim: int) -> int:
     return largest if largest >= LEAST_SPAN else 1
 
 
+def steps(span: int) -> int:
+    """How often ``span`` halves."""
+    return span.bit_length() - 1
+
+
 def exponents(span: int) -> tuple[int, int]:
     """``up`` and ``down``: powers of two, so that the factors cost no precision."""
-    power = span.bit_length() - 1
-    return (power + 1) // 2, power // 2
+    return (steps(span) + 1) // 2, steps(span) // 2
 
 
 def rotate(values: Tensor, span: int) -> Tensor:
@@ -48,7 +52,7 @@ def _turn(values: Tensor, span: int, shift: int) -> Tensor:
     if span == 1:
         return values
     turned = values.float().reshape(*values.shape[:-1], -1, span)
-    for _ in range(span.bit_length() - 1):
+    for _ in range(steps(span)):
         even, odd = turned[..., ::2], turned[..., 1::2]
         turned = torch.cat([even + odd, even - odd], -1)
     scaled: Tensor = turned * 2.0**-shift

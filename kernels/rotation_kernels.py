@@ -1,16 +1,11 @@
-"""Kernels of `rotation`: values before they are packed, and what decoding makes of packed ones.
-
-The first is the same sums in the same order as the twin; the second multiplies by the matrix on tensor cores.
-"""
+"""Sums and differences of `naive_rotation`, for values before they are packed and for what decoding makes of them."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .decode_codes_kernels import INTERPRETED, dot, split_high_low
-
-_ROWS = tl.constexpr(16)  # channels at a time, the least that tensor cores take
+from .decode_codes_kernels import INTERPRETED
 
 
 @triton.jit
@@ -24,6 +19,16 @@ def _rounded(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def turn(x, ROWS: tl.constexpr, SPAN: tl.constexpr, STEPS: tl.constexpr):
+    """``H x`` of each of ``ROWS`` times ``SPAN`` numbers, in the order of the twin's sums."""
+    y = tl.reshape(x, [ROWS, SPAN])
+    for _ in tl.static_range(STEPS):
+        even, odd = tl.split(tl.reshape(y, [ROWS, SPAN // 2, 2]))
+        y = tl.reshape(tl.permute(tl.join(even + odd, even - odd), (0, 2, 1)), [ROWS, SPAN])
+    return tl.reshape(y, x.shape)
+
+
+@triton.jit
 def rotate_kernel(
     values, out, T, stride_b, stride_h, stride_t,
     H: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, STEPS: tl.constexpr, FACTOR: tl.constexpr, BT: tl.constexpr,
@@ -34,35 +39,6 @@ def rotate_kernel(
     values += (row // H).to(tl.int64) * stride_b + (row % H).to(tl.int64) * stride_h
     held = (ti < T)[:, None]
     x = tl.load(values + ti.to(tl.int64)[:, None] * stride_t + di[None, :], mask=held, other=0.0).to(tl.float32)
-    for _ in tl.static_range(STEPS):
-        even, odd = tl.split(tl.reshape(x, [BT, SPAN // 2, 2]))
-        x = tl.reshape(tl.permute(tl.join(even + odd, even - odd), (0, 2, 1)), [BT, SPAN])
+    x = turn(x, BT, SPAN, STEPS)
     at = (row.to(tl.int64) * T + ti)[:, None] * D + di[None, :]
     tl.store(out + at, _rounded(x * FACTOR, out.dtype.element_ty), mask=held)
-
-
-@triton.jit
-def store_restored(
-    out_ptr, out, columns, FACTOR: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, SPAN: tl.constexpr
-):
-    """Store ``FACTOR H out`` for ``out`` ``[DP, N]`` float32, at ``columns`` ``[N]`` plus the channel; -1 for none."""
-    # Two bfloat16 are as good as float32 next to the codes, and signs are exact.
-    high, low = split_high_low(out, tl.bfloat16)
-    ci = tl.arange(0, DP)
-    for first in tl.range(0, D, _ROWS):
-        ri = first + tl.arange(0, _ROWS)
-        sign = _signs(ri, ci, SPAN)
-        part = dot(sign, low, dot(sign, high, tl.zeros([_ROWS, N], tl.float32))) * FACTOR
-        tl.store(out_ptr + columns[None, :] + ri[:, None], part, mask=(columns >= 0)[None, :] & (ri < D)[:, None])
-
-
-@triton.jit
-def _signs(row, column, SPAN: tl.constexpr):
-    """Entries of the blocks' ``H``, ``[len(row), len(column)]`` bfloat16; 0 outside the blocks."""
-    common = row[:, None] & column[None, :] & (SPAN - 1)
-    common ^= common >> 8
-    common ^= common >> 4
-    common ^= common >> 2
-    common ^= common >> 1
-    together = row[:, None] // SPAN == column[None, :] // SPAN
-    return tl.where(together, (1 - 2 * (common & 1)).to(tl.float32), 0.0).to(tl.bfloat16)

@@ -28,7 +28,11 @@ shared = build(
     attend_kernel, POINTERS, stages=1, H=8, G=queries, Q=1, N=8, D=dim, DP=padded, W=shape["W"], NA=shape["NA"],
     NB=shape["NB"], NS=32, MANY=shape["MANY"], AHEAD=shape["NB"] > 0, BT=64, PAGED=shape["PAGED"], PDL=True,
 )
-build(merge_kernel, POINTERS, stages=1, H=8, G=queries, Q=1, D=dim, DP=padded, BI=16, PDL=True)
+for span in (1, dim & -dim):
+    build(
+        merge_kernel, POINTERS, stages=1, H=8, G=queries, Q=1, D=dim, DP=padded, BI=16, PDL=True,
+        SPAN=span, STEPS=span.bit_length() - 1, FACTOR=0.5,
+    )
 tables = dict(
     counts="*i32", prompt_tokens="*i32", places="*i64", lengths="*i64", parts="*i32", first_item="*i32",
     tail_lengths="*i32", page_starts="*i64", items="*i32",
