@@ -56,24 +56,22 @@ def pack(
     """
     batch, heads, tokens, dim = keys.shape
     span = naive_rotation.span(dim) if rotate else 1
-    rotated = naive_rotation.rotate(values, span).reshape(-1, tokens, dim)
     keys, values = keys.reshape(-1, tokens, dim), values.reshape(-1, tokens, dim)
     plan = (value_bits.reshape(-1, tokens), key_bits.reshape(-1, dim), pinned.reshape(-1, tokens))
-    rows = [_pack_row(span, *row) for row in zip(keys, values, rotated, *plan, strict=True)]
+    rows = [_pack_row(span, *row) for row in zip(keys, values, *plan, strict=True)]
     return dataclasses.replace(join(rows, range(len(rows))), batch=batch, heads=heads)
 
 
-def _pack_row(
-    span: int, keys: Tensor, values: Tensor, rotated: Tensor, bits: Tensor, key_bits: Tensor, pinned: Tensor
-) -> Packed:
-    """One row: keys and values ``[T, D]``, the latter also rotated; ``[T]``, ``[D]``, ``[T]``."""
+def _pack_row(span: int, keys: Tensor, values: Tensor, bits: Tensor, key_bits: Tensor, pinned: Tensor) -> Packed:
+    """One row: ``[T, D]``, ``[T, D]``, ``[T]``, ``[D]``, ``[T]``."""
     coded = (bits > 0) & ~pinned
     raw = bool((key_bits == 16).all() & (bits[coded] == 16).all())
     apart = pinned | coded if raw else pinned
     slots = torch.cat([((bits == width) & ~apart).nonzero()[:, 0] for width in VALUE_ORDER])  # [n]
     counts = [int(((bits >= width) & ~apart).sum()) for width in (2, 4, 8, 16)]
     key_codes, columns, nibbles, key_affine, key_peak = _pack_keys(keys[slots].float(), key_bits)
-    value_codes, value_affine, value_peak = _pack_values(rotated[slots].float(), bits[slots], span > 1)
+    rotated = naive_rotation.rotate(values[slots], span).float()
+    value_codes, value_affine, value_peak = _pack_values(rotated, bits[slots], narrow=span > 1)
     counts += [int(apart.sum()), len(columns) + nibbles, nibbles]
     return Packed(
         batch=1,

@@ -51,7 +51,7 @@ def _turn(values: Tensor, span: int, shift: int) -> Tensor:
     """
     if span == 1:
         return values
-    turned = values.float().reshape(*values.shape[:-1], -1, span)
+    turned = values.float().reshape(*values.shape[:-1], values.shape[-1] // span, span)
     for _ in range(steps(span)):
         even, odd = turned[..., ::2], turned[..., 1::2]
         turned = torch.cat([even + odd, even - odd], -1)

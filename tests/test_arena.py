@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from packs import DEVICE, random_packed
@@ -48,6 +50,13 @@ def test_a_prompt_that_exceeds_its_region_is_refused() -> None:
     uneven = make_arena(64, shares=UNEVENLY)
     with pytest.raises(ValueError, match="layer 0: a packed prompt exceeds its 512 bytes"):
         uneven.write(0, 1, slice(0, 8 * 256), packed)
+
+
+def test_a_prompt_under_another_rotation_is_refused() -> None:
+    arena, packed = make_arena(64), replace(random_packed(1, HEADS, 90, 64), span=1)
+    with pytest.raises(ValueError, match="values are rotated over 1 channels, those of the arena over 64"):
+        arena.write(0, 1, slice(0, 64 * 256), packed)
+    arena.write(0, 1, slice(0, 64 * 256), unquantised(*torch.randn(2, 1, HEADS, 7, 64, device=DEVICE).bfloat16()))
 
 
 def test_unequal_stores_are_read_as_equal_ones() -> None:

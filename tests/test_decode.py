@@ -54,6 +54,7 @@ def make_case(
     queries: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
+    rotate: bool = True,
 ) -> Case:
     """Keys off centre with channels of different spread, widths 0, 2, 4, 8 and 16 drawn with ``shares``."""
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +73,7 @@ def make_case(
     )
     is_pinned = (torch.arange(tokens) < pinned).expand(batch, heads, tokens)
     value_bits, key_bits = bits(shares, batch, heads, tokens), bits(key_shares, batch, heads, dim)
-    packed = naive_pack.pack(keys.to(dtype), values.to(dtype), value_bits, key_bits, is_pinned)
+    packed = naive_pack.pack(keys.to(dtype), values.to(dtype), value_bits, key_bits, is_pinned, rotate)
     query = normal(batch, heads * group, queries, dim).to(DEVICE, torch.bfloat16)
     held = None
     if tail:
@@ -142,6 +143,14 @@ ONE_WIDTH = {bits: tuple(float(i == place) for i in range(5)) for place, bits in
 @pytest.mark.parametrize("key_bits", [0, 2, 8, 16])
 def test_one_width(bits: int, key_bits: int) -> None:
     check(make_case(tokens=140, shares=ONE_WIDTH[bits], key_shares=ONE_WIDTH[key_bits]))
+
+
+@pytest.mark.parametrize("dim", [64, 96])
+def test_values_as_they_are(dim: int) -> None:
+    """Without a rotation, which the merge undoes elsewhere."""
+    case = make_case(dim=dim, tail=9, rotate=False)
+    assert case.packed.span == 1
+    check(case)
 
 
 def test_twin() -> None:

@@ -21,7 +21,7 @@ from .segment import MixedBitSegment, concatenate_segments, join_segments
 
 WIDTHS = (0, 2, 4, 8, 16)
 
-# Normalised squared errors of asymmetric uniform quantisation, values per token and keys per channel.
+# Normalised squared errors of asymmetric uniform quantisation, values per token (here rotated) and keys per channel.
 # `rdkv calibrate` measures them on another model.
 DISTORTIONS = {
     # SmolLM2-135M-Instruct: rdkv calibrate --model smollm2-135m
@@ -55,7 +55,10 @@ class MixedBitOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw
     ] = "smollm2"
     rotate: Annotated[
         bool,
-        msgspec.Meta(description="quantise values under a Hadamard rotation, of which 2 bits lose half as much"),
+        msgspec.Meta(
+            description="quantise values under a Hadamard rotation, of which 2 bits lose half as much; a model has to "
+            "be calibrated anew without it"
+        ),
     ] = True
     positions: Annotated[
         bool, msgspec.Meta(description="keep which tokens are held (1 bit a token, 2 a kept one); plan() needs it")

@@ -22,9 +22,9 @@ from .positions import Positions
 class MixedBitSegment(PackedSegment):
     """One layer's prompt at the bits of its plan.
 
-    Keys of coded tokens are quantised per channel over those tokens, values per token over the channels;
-    both asymmetric uniform with float16 scale and zero point. Pinned tokens, and those of a head that
-    quantises nothing, are stored as they are.
+    Keys of coded tokens are quantised per channel over those tokens, values per token over the channels, under a
+    rotation (`kernels.naive_rotation`); both asymmetric uniform with float16 scale and zero point. Pinned tokens, and
+    those of a head that quantises nothing, are stored as they are.
 
     Attributes:
         packed: what decoding reads.
