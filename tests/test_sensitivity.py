@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +42,12 @@ def test_a_layer_that_adds_nothing_costs_nothing(loaded: LoadedModel) -> None:
     assert second < 1e-6
 
 
+def one_compressed(layer: int, config: rdkv.CompressionConfig, *sizes: Any) -> list[int]:
+    """Bits of a head of each of two layers: those of `BUDGET`, and for the other one all."""
+    budgets = (BUDGET, 1.0) if layer == 0 else (1.0, BUDGET)
+    return [layer_bits(rdkv.CompressionConfig(budget=budget), *sizes)[0] for budget in budgets]
+
+
 def test_the_loss_of_one_layer_is_that_of_a_cache_with_the_others_whole(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,10 +58,7 @@ def test_the_loss_of_one_layer_is_that_of_a_cache_with_the_others_whole(
         model(ids[None, :-ANSWER], past_key_values=recording, use_cache=True)
         truth = model(answer, past_key_values=recording.full()).logits.log_softmax(-1)
         for layer in range(2):
-            shares = (BUDGET, 1.0) if layer == 0 else (1.0, BUDGET)
-            monkeypatch.setattr(
-                "rdkv.runtime.pipeline.layer_bits", lambda *given, shares=shares: layer_bits(*given[:-1], shares)
-            )
+            monkeypatch.setattr("rdkv.runtime.pipeline.layer_bits", partial(one_compressed, layer))
             cache = recording.compress(rdkv.CompressionConfig(budget=(1 + BUDGET) / 2, calibration="none"))
             got = model(answer, past_key_values=cache).logits.log_softmax(-1)
             loss = torch.nn.functional.kl_div(got, truth, reduction="none", log_target=True).sum(-1).mean()
