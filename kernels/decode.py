@@ -12,7 +12,7 @@ from . import naive
 from .decode_kernels import attend_kernel, merge_kernel
 from .decode_plan import DecodePlan, Tile, choose_tile, make_plan
 from .device import launches_early
-from .naive_rotation import exponents, steps
+from .naive_rotation import exponents
 from .packed import Packed
 from .tail import PagedTail
 from .tail import Tail as Tail
@@ -123,7 +123,7 @@ def _launch(
     merge_kernel[(rows, group * length)](
         parts, part_lses, plan.items, plan.first_item, out, lse, *out.stride()[:3], *lse.stride()[:3],
         H=packed.heads, G=group, Q=length, D=dim, DP=padded, BI=together, PDL=early,
-        SPAN=packed.span, STEPS=steps(packed.span), FACTOR=2.0 ** -exponents(packed.span)[1], num_warps=4, **options,
+        SPAN=packed.span, FACTOR=2.0 ** -exponents(packed.span)[1], num_warps=4, **options,
     )  # fmt: skip
 
 

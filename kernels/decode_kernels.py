@@ -146,7 +146,7 @@ def merge_kernel(
     outputs, lses, items, first_item, out, out_lse, out_stride_b, out_stride_h, out_stride_q,
     lse_stride_b, lse_stride_h, lse_stride_q,
     H: tl.constexpr, G: tl.constexpr, Q: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BI: tl.constexpr,
-    PDL: tl.constexpr, SPAN: tl.constexpr, STEPS: tl.constexpr, FACTOR: tl.constexpr,
+    PDL: tl.constexpr, SPAN: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
     """Merge the items of one row by their log-sum-exp, for one query.
 
@@ -182,7 +182,7 @@ def merge_kernel(
         total = total * shrink + tl.sum(weight, 0)
         top = new
     if SPAN > 1:
-        acc += turn(rotated, DP // SPAN, SPAN, STEPS) * FACTOR
+        acc += turn(rotated, DP // SPAN, SPAN) * FACTOR
     acc = acc / tl.where(total > 0, total, 1.0)
     sequence, head = row // H, row % H
     q_head, query = head * G + n // Q, n % Q

@@ -24,14 +24,10 @@ def span(dim: int) -> int:
     return largest if largest >= LEAST_SPAN else 1
 
 
-def steps(span: int) -> int:
-    """How often ``span`` halves."""
-    return span.bit_length() - 1
-
-
 def exponents(span: int) -> tuple[int, int]:
     """``up`` and ``down``: powers of two, so that the factors cost no precision."""
-    return (steps(span) + 1) // 2, steps(span) // 2
+    power = span.bit_length() - 1
+    return (power + 1) // 2, power // 2
 
 
 def rotate(values: Tensor, span: int) -> Tensor:
@@ -52,7 +48,7 @@ def _turn(values: Tensor, span: int, shift: int) -> Tensor:
     if span == 1:
         return values
     turned = values.float().reshape(*values.shape[:-1], values.shape[-1] // span, span)
-    for _ in range(steps(span)):
+    for _ in range(span.bit_length() - 1):
         even, odd = turned[..., ::2], turned[..., 1::2]
         turned = torch.cat([even + odd, even - odd], -1)
     scaled: Tensor = turned * 2.0**-shift

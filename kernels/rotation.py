@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .naive_rotation import exponents, steps
+from .naive_rotation import exponents
 from .rotation_kernels import rotate_kernel
 
 TILE = 4096  # numbers of one program
@@ -23,6 +23,6 @@ def rotate(values: Tensor, span: int) -> Tensor:
     with torch.cuda.device_of(values):  # type: ignore[no-untyped-call]
         rotate_kernel[(triton.cdiv(tokens, rows), batch * heads, dim // span)](
             values, out, tokens, *values.stride()[:3],
-            H=heads, D=dim, SPAN=span, STEPS=steps(span), FACTOR=2.0 ** -exponents(span)[0], BT=rows,
+            H=heads, D=dim, SPAN=span, FACTOR=2.0 ** -exponents(span)[0], BT=rows,
         )  # fmt: skip
     return out

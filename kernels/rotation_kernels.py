@@ -18,11 +18,17 @@ def _rounded(x, dtype: tl.constexpr):
     return x.to(dtype)
 
 
+@triton.constexpr_function
+def _steps(span):
+    """How often ``span`` halves."""
+    return span.bit_length() - 1
+
+
 @triton.jit
-def turn(x, ROWS: tl.constexpr, SPAN: tl.constexpr, STEPS: tl.constexpr):
+def turn(x, ROWS: tl.constexpr, SPAN: tl.constexpr):
     """``H x`` of each of ``ROWS`` times ``SPAN`` numbers, in the order of the twin's sums."""
     y = tl.reshape(x, [ROWS, SPAN])
-    for _ in tl.static_range(STEPS):
+    for _ in tl.static_range(_steps(SPAN)):
         even, odd = tl.split(tl.reshape(y, [ROWS, SPAN // 2, 2]))
         y = tl.reshape(tl.permute(tl.join(even + odd, even - odd), (0, 2, 1)), [ROWS, SPAN])
     return tl.reshape(y, x.shape)
@@ -31,7 +37,7 @@ def turn(x, ROWS: tl.constexpr, SPAN: tl.constexpr, STEPS: tl.constexpr):
 @triton.jit
 def rotate_kernel(
     values, out, T, stride_b, stride_h, stride_t,
-    H: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, STEPS: tl.constexpr, FACTOR: tl.constexpr, BT: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, FACTOR: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """``BT`` tokens of one row, ``SPAN`` channels of each."""
     row, first = tl.program_id(1), tl.program_id(2) * SPAN
@@ -39,6 +45,6 @@ def rotate_kernel(
     values += (row // H).to(tl.int64) * stride_b + (row % H).to(tl.int64) * stride_h
     held = (ti < T)[:, None]
     x = tl.load(values + ti.to(tl.int64)[:, None] * stride_t + di[None, :], mask=held, other=0.0).to(tl.float32)
-    x = turn(x, BT, SPAN, STEPS)
+    x = turn(x, BT, SPAN)
     at = (row.to(tl.int64) * T + ti)[:, None] * D + di[None, :]
     tl.store(out + at, _rounded(x * FACTOR, out.dtype.element_ty), mask=held)

@@ -9,13 +9,12 @@ computed twice and stored never.
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 
+from .decode_codes_kernels import INTERPRETED
+
 _SIZES = ["scale", "tokens", "chunk", "rows", "width", "heads", "splits"]  # no kernel of its own for each
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
 
 @triton.jit
@@ -37,7 +36,7 @@ def _load_queries(queries, row, rows, width, stride_h, stride_t, D: tl.constexpr
 @triton.jit
 def _dot(a, b):
     """``a @ b^T`` in float32; tensor cores take 16-bit floats as they are."""
-    if _INTERPRETED:  # it would multiply the bits of bfloat16
+    if INTERPRETED:  # it would multiply the bits of bfloat16
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, tl.trans(b), input_precision="ieee")
 

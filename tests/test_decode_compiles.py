@@ -12,6 +12,7 @@ import json, sys
 from compiling import build
 from rdkv.kernels.decode_kernels import attend_kernel, merge_kernel
 from rdkv.kernels.decode_schedule_kernels import count_kernel, cut_kernel
+from rdkv.kernels.naive_rotation import span
 
 POINTERS = dict(
     q_ptr="*bf16", key_codes="*i16", key_columns="*i16", key_affine="*i32", value_codes="*i16", value_affine="*i32",
@@ -28,10 +29,10 @@ shared = build(
     attend_kernel, POINTERS, stages=1, H=8, G=queries, Q=1, N=8, D=dim, DP=padded, W=shape["W"], NA=shape["NA"],
     NB=shape["NB"], NS=32, MANY=shape["MANY"], AHEAD=shape["NB"] > 0, BT=64, PAGED=shape["PAGED"], PDL=True,
 )
-for span in (1, dim & -dim):
+for rotated in (1, span(dim)):
     build(
         merge_kernel, POINTERS, stages=1, H=8, G=queries, Q=1, D=dim, DP=padded, BI=16, PDL=True,
-        SPAN=span, STEPS=span.bit_length() - 1, FACTOR=0.5,
+        SPAN=rotated, FACTOR=0.5,
     )
 tables = dict(
     counts="*i32", prompt_tokens="*i32", places="*i64", lengths="*i64", parts="*i32", first_item="*i32",
