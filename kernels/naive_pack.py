@@ -41,7 +41,7 @@ SHIFTS = {2: PAIR_SHIFTS, 4: (0, 4, 8, 12)}  # where digits of as many bits stan
 def pack(
     keys: Tensor, values: Tensor, value_bits: Tensor, key_bits: Tensor, pinned: Tensor, rotate: bool = True
 ) -> Packed:
-    """Pack tokens at their widths: 0, 2, 4, 8 or 16 bits.
+    """Pack tokens at their widths: 0, 2, 4, 8 or 16 bits, of keys 6 too.
 
     Args:
         keys, values: ``[B, H, T, D]`` floats; their type is the storage type of what is not quantised: of pinned
@@ -115,7 +115,8 @@ def key_columns(width: Tensor) -> tuple[Tensor, Tensor]:
     nibbles = torch.cat(digits)
     full = len(nibbles) // BLOCK * BLOCK
     halves = torch.stack([nibbles[full:], nibbles[full:] + (1 << CHANNEL_BITS)], 1).flatten()
-    pairs = torch.cat([(width == 2).nonzero()[:, 0], halves])
+    top = (width == 6).nonzero()[:, 0] | 2 << CHANNEL_BITS
+    pairs = torch.cat([(width == 2).nonzero()[:, 0], top, halves])
     return nibbles[:full].short(), torch.nn.functional.pad(pairs, (0, -len(pairs) % BLOCK), value=-1).short()
 
 

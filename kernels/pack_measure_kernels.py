@@ -68,13 +68,15 @@ def _narrowed(low, high, width):
 @triton.jit
 def largest_code(width):
     """The largest code of each width."""
-    return tl.where(width == 16, 65535.0, tl.where(width == 8, 255.0, tl.where(width == 4, 15.0, 3.0)))
+    least = tl.where(width == 6, 63.0, tl.where(width == 4, 15.0, 3.0))
+    return tl.where(width == 16, 65535.0, tl.where(width == 8, 255.0, least))
 
 
 @triton.jit
 def _weight(width):
     """Weight of the highest 2 bits of each width."""
-    return tl.where(width == 16, 16384.0, tl.where(width == 8, 64.0, tl.where(width == 4, 4.0, 1.0)))
+    least = tl.where(width == 6, 16.0, tl.where(width == 4, 4.0, 1.0))
+    return tl.where(width == 16, 16384.0, tl.where(width == 8, 64.0, least))
 
 
 @triton.jit
@@ -221,7 +223,8 @@ def tables_kernel(
     """One row: the rest of its ``report``, ``key_affine`` ``[R, D, 2]`` and ``place`` ``[R, 4, DP]``.
 
     The place of each of the four digits of 4 bits of each channel: its number among the nibbles, or else ``-2 - i`` if
-    its lower half is the ``i``-th of the digits of 2 bits, where its upper half comes next; -1 where there is none.
+    its lower half is the ``i``-th of the digits of 2 bits, where its upper half comes next, if it has one; -1 where
+    there is none.
     """
     row = tl.program_id(0)
     report += row * _REPORT
@@ -244,8 +247,8 @@ def tables_kernel(
     zero = tl.where(used, tl.where(width > 0, zero, mean), 0.0).to(tl.float16)
     tl.store(key_affine + (row * D + di) * 2, scale, mask=di < D)
     tl.store(key_affine + (row * D + di) * 2 + 1, zero, mask=di < D)
-    pair = (used & (width == 2)).to(tl.int32)
-    pairs, digits = tl.sum(pair, 0), tl.sum(tl.where(used, width // 4, 0), 0)
+    alone, top_pair = (used & (width == 2)).to(tl.int32), (used & (width == 6)).to(tl.int32)
+    pairs, digits = tl.sum(alone + top_pair, 0), tl.sum(tl.where(used, width // 4, 0), 0)
     nibbles, before = digits // 16 * 16, 0
     place += row * 4 * DP + di
     for k in tl.static_range(4):
@@ -254,7 +257,9 @@ def tables_kernel(
         at = tl.where(digit < nibbles, digit, -2 - pairs - 2 * (digit - nibbles))
         at = tl.where(has > 0, at, -1)
         if k == 0:
-            at = tl.where(pair > 0, -1 - tl.cumsum(pair, 0), at)
+            at = tl.where(alone > 0, -1 - tl.cumsum(alone, 0), at)
+        if k == 1:
+            at = tl.where(top_pair > 0, -1 - tl.sum(alone, 0) - tl.cumsum(top_pair, 0), at)
         tl.store(place + k * DP, at)
         before += tl.sum(has, 0)
     tl.store(report + _C, (pairs + 2 * digits + 15) // 16 * 16)

@@ -65,7 +65,7 @@ def keys_kernel(
     width = tl.load(key_bits + row * D + di, mask=di < D, other=0).to(tl.int32)
     scale = tl.load(key_affine + (row * D + di) * 2, mask=di < D, other=0.0)[None, :]
     zero = tl.load(key_affine + (row * D + di) * 2 + 1, mask=di < D, other=0.0)[None, :]
-    largest, halved = largest_code(width)[None, :], width > 2
+    largest = largest_code(width)[None, :]
     out = key_codes + tl.load(starts + row * _STARTS + _KEY) + wi[:, None] * columns
     stored = wi < (n + 15) // 16 * 2
     for half in range(1 + tl.max((width == 16).to(tl.int32), 0)):  # digits 0 and 1, then 2 and 3 if there are any
@@ -81,8 +81,8 @@ def keys_kernel(
             else:
                 b0 |= (code & 15) << (4 * j - 16)
                 b1 |= (code >> 4 & 15) << (4 * j - 16)
-        _store_keys(out, nibbles, place + half * 2 * DP + di, a0, b0, stored, halved)
-        _store_keys(out, nibbles, place + (half * 2 + 1) * DP + di, a1, b1, stored, halved)
+        _store_keys(out, nibbles, place + half * 2 * DP + di, a0, b0, stored, width > 2)
+        _store_keys(out, nibbles, place + (half * 2 + 1) * DP + di, a1, b1, stored, width > 6)
     padding = columns - 16 + tl.arange(0, 16)
     is_padding = (padding >= tl.sum(width, 0) // 2) & (padding >= 0)
     nothing = tl.zeros([W, 16], tl.int16)
@@ -91,7 +91,7 @@ def keys_kernel(
         key_columns += tl.load(starts + row * _STARTS + _COLUMN)
         for k in tl.static_range(4):
             at = tl.load(place + k * DP + di)
-            pair = nibbles - 2 - at
+            pair, halved = nibbles - 2 - at, width > (2 if k == 0 else 6)
             tl.store(key_columns + at, (di + 2 * k * _PLACE).to(tl.int16), mask=at >= 0)
             tl.store(key_columns + pair, (di + 2 * k * _PLACE).to(tl.int16), mask=at < -1)
             tl.store(key_columns + pair + 1, (di + (2 * k + 1) * _PLACE).to(tl.int16), mask=(at < -1) & halved)

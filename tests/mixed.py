@@ -14,7 +14,8 @@ from rdkv.plugins.rdkv.format import MixedBit, MixedBitOptions
 from rdkv.runtime.interfaces import PackedSegment
 from rdkv.runtime.plan import BitPlan
 
-WIDTHS = (0, 2, 4, 8, 16)
+VALUE_WIDTHS = (0, 2, 4, 8, 16)
+KEY_WIDTHS = (0, 2, 4, 6, 8, 16)
 quick = settings(max_examples=80, deadline=None)
 
 
@@ -62,17 +63,17 @@ def cases(draw: st.DrawFn) -> Case:
     seed = draw(st.integers(0, 2**31))
     generator = torch.Generator().manual_seed(seed)
 
-    def widths(count: int) -> Tensor:
-        allowed = draw(st.lists(st.sampled_from(WIDTHS), min_size=1, max_size=5, unique=True))
+    def widths(known: tuple[int, ...], count: int) -> Tensor:
+        allowed = draw(st.lists(st.sampled_from(known), min_size=1, max_size=5, unique=True))
         pick = torch.randint(len(allowed), (batch, heads, count), generator=generator)
         return torch.tensor(allowed)[pick]
 
     def some(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.3, 1.0]))
 
-    value_bits = widths(tokens).masked_fill(some(batch, heads, 1), 0)
+    value_bits = widths(VALUE_WIDTHS, tokens).masked_fill(some(batch, heads, 1), 0)
     dtype = draw(st.sampled_from([torch.float16, torch.bfloat16]))
-    return make_case(value_bits, widths(dim), some(batch, heads, tokens), seed, dtype)
+    return make_case(value_bits, widths(KEY_WIDTHS, dim), some(batch, heads, tokens), seed, dtype)
 
 
 def empty(batch: int, heads: int, tokens: int) -> Tensor:
@@ -81,10 +82,10 @@ def empty(batch: int, heads: int, tokens: int) -> Tensor:
 
 ALL_WIDTHS = make_case(
     torch.tensor([[[16, 2, 0, 8, 4, 2, 16], [0, 0, 0, 4, 0, 0, 0]]]),
-    torch.tensor(WIDTHS)[torch.arange(64) % 5].reshape(1, 2, 32),
+    torch.tensor(KEY_WIDTHS)[torch.arange(64) % 6].reshape(1, 2, 32),
     torch.tensor([[[True, False, False, False, False, True, False], [False] * 7]]),
 )
-ONE_TOKEN = make_case(torch.full((1, 1, 1), 2), torch.tensor(WIDTHS).repeat(1, 1, 16), empty(1, 1, 1))
+ONE_TOKEN = make_case(torch.full((1, 1, 1), 2), torch.tensor(KEY_WIDTHS).repeat(1, 1, 16), empty(1, 1, 1))
 ONLY_PINNED = make_case(torch.zeros(1, 2, 3), torch.full((1, 2, 80), 4), ~empty(1, 2, 3))
 ONE_HEAD_RAW = make_case(  # the second head quantises nothing, the third nothing but values
     torch.tensor([[[2, 4, 8, 16], [0, 16, 16, 16], [16, 2, 0, 16]]]),

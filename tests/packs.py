@@ -23,7 +23,8 @@ from rdkv.kernels.packed import (
 from rdkv.kernels.tail import Tail
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where Triton, or its interpreter, is
-WIDTHS = torch.tensor([0, 2, 4, 8, 16], dtype=torch.uint8)
+VALUE_WIDTHS = torch.tensor([0, 2, 4, 8, 16], dtype=torch.uint8)
+KEY_WIDTHS = torch.tensor([0, 2, 4, 6, 8, 16], dtype=torch.uint8)
 
 
 def random_packed(
@@ -37,8 +38,8 @@ def random_packed(
     """A prompt of every width; the first head has no pinned token, the last one nothing but pinned ones."""
     torch.manual_seed(0)
     keys, values = torch.randn(2, batch, heads, tokens, dim).to(dtype)
-    value_bits = WIDTHS[torch.randint(5, (batch, heads, tokens))]
-    key_bits = WIDTHS[torch.randint(5, (batch, heads, dim))]
+    value_bits = VALUE_WIDTHS[torch.randint(5, (batch, heads, tokens))]
+    key_bits = KEY_WIDTHS[torch.randint(6, (batch, heads, dim))]
     pinned = (torch.arange(tokens) < 3).repeat(batch, heads, 1)
     pinned[0, 0] = False
     value_bits[-1, -1] = 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from packs import DEVICE, to_device
+from packs import DEVICE, KEY_WIDTHS, VALUE_WIDTHS, to_device
 from torch import Tensor
 
 from rdkv.kernels import naive, naive_decode, naive_pack
@@ -48,7 +48,7 @@ def make_case(
     tokens: int = 150,
     dim: int = 64,
     shares: tuple[float, ...] = (0.3, 0.3, 0.2, 0.15, 0.05),
-    key_shares: tuple[float, ...] = (0.2, 0.4, 0.2, 0.1, 0.1),
+    key_shares: tuple[float, ...] = (0.2, 0.3, 0.2, 0.1, 0.1, 0.1),
     pinned: int = 3,
     tail: int = 0,
     queries: int = 1,
@@ -56,15 +56,15 @@ def make_case(
     seed: int = 0,
     rotate: bool = True,
 ) -> Case:
-    """Keys off centre with channels of different spread, widths 0, 2, 4, 8 and 16 drawn with ``shares``."""
+    """Keys off centre with channels of different spread; shares are of `VALUE_WIDTHS` and of `KEY_WIDTHS`."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator)
 
-    def bits(shares: tuple[float, ...], *size: int) -> Tensor:
+    def bits(widths: Tensor, shares: tuple[float, ...], *size: int) -> Tensor:
         place = torch.multinomial(torch.tensor(shares), size[0] * size[1] * size[2], True, generator=generator)
-        return torch.tensor([0, 2, 4, 8, 16], dtype=torch.uint8)[place].reshape(size)
+        return widths[place].reshape(size)
 
     spread = 0.3 + 2 * torch.rand(1, heads, 1, dim, generator=generator)
     keys, values = (
@@ -72,7 +72,10 @@ def make_case(
         normal(batch, heads, tokens, dim),
     )
     is_pinned = (torch.arange(tokens) < pinned).expand(batch, heads, tokens)
-    value_bits, key_bits = bits(shares, batch, heads, tokens), bits(key_shares, batch, heads, dim)
+    value_bits, key_bits = (
+        bits(VALUE_WIDTHS, shares, batch, heads, tokens),
+        bits(KEY_WIDTHS, key_shares, batch, heads, dim),
+    )
     packed = naive_pack.pack(keys.to(dtype), values.to(dtype), value_bits, key_bits, is_pinned, rotate)
     query = normal(batch, heads * group, queries, dim).to(DEVICE, torch.bfloat16)
     held = None
@@ -136,13 +139,14 @@ def test_any_shape(**shape: Any) -> None:
     check(make_case(**shape))
 
 
-ONE_WIDTH = {bits: tuple(float(i == place) for i in range(5)) for place, bits in enumerate((0, 2, 4, 8, 16))}
+ONE_WIDTH = {int(bits): tuple(map(float, bits == VALUE_WIDTHS)) for bits in VALUE_WIDTHS}
+ONE_KEY_WIDTH = {int(bits): tuple(map(float, bits == KEY_WIDTHS)) for bits in KEY_WIDTHS}
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
-@pytest.mark.parametrize("key_bits", [0, 2, 8, 16])
+@pytest.mark.parametrize("key_bits", [0, 2, 6, 8, 16])
 def test_one_width(bits: int, key_bits: int) -> None:
-    check(make_case(tokens=140, shares=ONE_WIDTH[bits], key_shares=ONE_WIDTH[key_bits]))
+    check(make_case(tokens=140, shares=ONE_WIDTH[bits], key_shares=ONE_KEY_WIDTH[key_bits]))
 
 
 @pytest.mark.parametrize("dim", [64, 96])
@@ -216,7 +220,7 @@ def test_a_batch_of_33() -> None:
 
 
 def test_many_items_of_a_row_and_more_columns_than_are_kept() -> None:
-    case = make_case(heads=1, tokens=1300, key_shares=(0, 0, 0.2, 0.4, 0.4))
+    case = make_case(heads=1, tokens=1300, key_shares=(0, 0, 0.2, 0, 0.4, 0.4))
     tile = replace(SMALL, resident=4)
     assert plan(case.packed, 0, tile).items.shape[0] > 8
     check(case, tile)

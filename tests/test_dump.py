@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from packs import WIDTHS
+from packs import KEY_WIDTHS, VALUE_WIDTHS
 from torch import Tensor
 
 from rdkv.plugins.rdkv.dump import LAYOUT
@@ -32,8 +32,8 @@ def make(batch: int = BATCH, tokens: int = TOKENS, cache_format: MixedBit = FORM
     """A segment of every width, with pinned tokens; one head quantises nothing."""
     generator = torch.Generator().manual_seed(seed)
     keys, values = torch.randint(-50, 50, (2, batch, HEADS, tokens, DIM), generator=generator).bfloat16()
-    value_bits = WIDTHS[torch.randint(5, (batch, HEADS, tokens), generator=generator)]
-    key_bits = WIDTHS[torch.randint(5, (batch, HEADS, DIM), generator=generator)]
+    value_bits = VALUE_WIDTHS[torch.randint(5, (batch, HEADS, tokens), generator=generator)]
+    key_bits = KEY_WIDTHS[torch.randint(6, (batch, HEADS, DIM), generator=generator)]
     value_bits[-1, -1], key_bits[-1, -1] = 16 * (value_bits[-1, -1] > 2), 16
     pinned = (torch.arange(tokens) < 3).repeat(batch, HEADS, 1)
     return cache_format.pack(keys, values, BitPlan(value_bits, key_bits, pinned))

@@ -51,7 +51,7 @@ def blocks(count: int) -> int:
 
 def key_columns(widths: Sequence[int]) -> tuple[int, int, int]:
     """Words of an octet's keys for channels of these widths, entries of columns, and those that few heads need."""
-    digits, pairs = sum(width // 4 for width in widths), widths.count(2)
+    digits, pairs = sum(width // 4 for width in widths), widths.count(2) + widths.count(6)
     left, nibbles = digits % 16, digits // 16 * 16
     columns = 16 * blocks(pairs + 2 * left)
     return 2 * nibbles + columns, nibbles + columns, nibbles + columns - digits - pairs

@@ -19,7 +19,8 @@ from . import dump
 from .pack import begin
 from .segment import MixedBitSegment, concatenate_segments, join_segments
 
-WIDTHS = (0, 2, 4, 8, 16)
+VALUE_WIDTHS = (0, 2, 4, 8, 16)
+KEY_WIDTHS = (0, 2, 4, 6, 8, 16)
 
 # Normalised squared errors of asymmetric uniform quantisation, values per token (here rotated) and keys per channel.
 # `rdkv calibrate` measures them on another model.
@@ -27,12 +28,12 @@ DISTORTIONS = {
     # SmolLM2-135M-Instruct: rdkv calibrate --model smollm2-135m
     "smollm2": Distortion(
         value={0: 1.0, 2: 0.1139, 4: 0.00790, 8: 2.75e-5, 16: 0.0},
-        key={0: 1.0, 2: 0.3117, 4: 0.01239, 8: 4.29e-5, 16: 0.0},
+        key={0: 1.0, 2: 0.3117, 4: 0.01239, 6: 0.00070, 8: 4.29e-5, 16: 0.0},
     ),
     # Llama-3.1-8B, as published with the method (arXiv 2605.08317)
     "paper": Distortion(
         value={0: 1.0, 2: 0.3129, 4: 0.01399, 8: 4.86e-5, 16: 0.0},
-        key={0: 1.0, 2: 0.1489, 4: 0.00624, 8: 2.18e-5, 16: 0.0},
+        key={0: 1.0, 2: 0.1489, 4: 0.00624, 6: 0.00037, 8: 2.18e-5, 16: 0.0},
     ),
 }
 CALIBRATIONS = Path(__file__).parent / "calibrations"  # what `rdkv calibrate` writes, by fingerprint
@@ -66,15 +67,19 @@ class MixedBitOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw
 
 
 class MixedBit(CacheFormat):
-    """Widths 0, 2, 4, 8 and 16; ragged per head; bytes counted to the last scale (see `MixedBitSegment`)."""
+    """Widths 0, 2, 4, 8 and 16, and 6 for keys; ragged per head; bytes to the last scale (see `MixedBitSegment`)."""
 
     Options = MixedBitOptions
     options: MixedBitOptions
 
     def ladder(self, head_dim: int, tokens: int, distortion: Distortion | None = None) -> Ladder:
         distortion = distortion or DISTORTIONS[self.options.distortion]
-        if missing := [b for b in WIDTHS if b not in distortion.value or b not in distortion.key]:
-            raise ConfigError(f"format 'mixed-bit': the calibration lacks the width of {missing[0]} bits")
+        for what, widths, known in (("values", VALUE_WIDTHS, distortion.value), ("keys", KEY_WIDTHS, distortion.key)):
+            if missing := [bits for bits in widths if bits not in known]:
+                raise ConfigError(
+                    f"format 'mixed-bit': the calibration lacks {what} of {missing[0]} bits; "
+                    "measure the model again with `rdkv calibrate`"
+                )
         position = 2 if self.options.positions else 0  # bits a coded token, for its width
 
         def value_cost(bits: int) -> int:
@@ -89,13 +94,13 @@ class MixedBit(CacheFormat):
             head_cost += -(-tokens // 8) * 8 + 8
         return Ladder(
             head_dim=head_dim,
-            value_bits=WIDTHS,
-            value_distortion=tuple(distortion.value[b] for b in WIDTHS),
-            value_cost=tuple(value_cost(b) for b in WIDTHS),
-            key_bits=WIDTHS,
-            key_distortion=tuple(distortion.key[b] for b in WIDTHS),
-            key_cost=WIDTHS,
-            key_overhead=tuple(-(-b // 4) * COLUMN_BITS for b in WIDTHS),  # a digit has 4 bits, or is all of 2
+            value_bits=VALUE_WIDTHS,
+            value_distortion=tuple(distortion.value[b] for b in VALUE_WIDTHS),
+            value_cost=tuple(value_cost(b) for b in VALUE_WIDTHS),
+            key_bits=KEY_WIDTHS,
+            key_distortion=tuple(distortion.key[b] for b in KEY_WIDTHS),
+            key_cost=KEY_WIDTHS,
+            key_overhead=tuple(-(-b // 4) * COLUMN_BITS for b in KEY_WIDTHS),  # a digit has 4 bits, or is all of 2
             pinned_cost=2 * head_dim * 16 + (32 if self.options.positions else 0),
             head_cost=head_cost,
             full_cost=2 * head_dim * 16 * tokens,
