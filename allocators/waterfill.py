@@ -35,7 +35,7 @@ class WaterfillOptions(ScopeOptions, frozen=True, forbid_unknown_fields=True, kw
     ] = None
     key_weight: Annotated[
         float, msgspec.Meta(gt=0, description="worth of all key channels against all values at one water level")
-    ] = 4.0
+    ] = 6.0
 
 
 class Waterfill(Allocator):

@@ -9,6 +9,8 @@ from .config import CompressionConfig
 ELEMENT_BITS = 16  # the full cache that budgets and retention are measured against
 DECAY = 1.2  # a layer's loss falls by this power of its bytes (docs/quality.md)
 SHARES = (0.25, 4.0)  # of an even budget, that a layer gets at least and at most
+HEAD_POWER = 0.5  # of a head's loss, that what its tokens and channels weigh is proportional to
+LEAST_WEIGHT = 0.01  # of a head, where the one of its layer that loses most has 1
 
 
 @lru_cache(maxsize=16)  # every cache asks anew
@@ -28,6 +30,19 @@ def layer_shares(losses: tuple[float, ...]) -> tuple[float, ...]:
         shares = [min(max(w * factor, least), most) for w in wanted]
         low, high = (low, factor) if sum(shares) > len(shares) else (factor, high)
     return tuple(share * len(shares) / sum(shares) for share in shares)
+
+
+def head_weights(losses: tuple[float, ...]) -> tuple[float, ...]:
+    """What the heads of one layer weigh in their competition for its bytes, ``[H]``, the largest 1.
+
+    Scores are a share of each head's own attention and do not tell what the head is to the model's answers. A head
+    weighs its loss when it alone is compressed (``losses``, to any scale) to the power of `HEAD_POWER`, at least
+    `LEAST_WEIGHT` (docs/quality.md).
+    """
+    most = max(losses)
+    if most <= 0:
+        return (1.0,) * len(losses)
+    return tuple(max((loss / most) ** HEAD_POWER, LEAST_WEIGHT) for loss in losses)
 
 
 def layer_bits(

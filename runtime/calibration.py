@@ -1,4 +1,4 @@
-"""What a cache format loses on a model at each bit-width and in each layer, and where the next run finds it."""
+"""What a cache format loses on a model at each bit-width and in each head, and where the next run finds it."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         tokens: its length, without ``skipped``.
         skipped: first tokens left out, as a scorer pins them outside the quantiser.
         distortion: normalised squared error at each width.
-        layers: share of each layer in what compression costs the model's answers (`sensitivity`); none if it was
-            not measured.
+        heads: for each layer, share of each KV head in what compression costs the model's answers (`sensitivity`);
+            none if it was not measured.
     """
 
     format: str
@@ -62,7 +62,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     tokens: int
     skipped: int
     distortion: Distortion
-    layers: tuple[float, ...] = ()
+    heads: tuple[tuple[float, ...], ...] = ()
 
 
 def fingerprint(config: Any) -> str:
@@ -108,11 +108,18 @@ def load_calibration(config: Any, format_name: str, setting: str, shipped: Shipp
         raise ConfigError(f"{path} calibrates the format {calibration.format}, not {format_name}")
     for table in (calibration.distortion.value, calibration.distortion.key):
         _check_losses(table.items(), "distortion at {} bits", path)
-    layers, count = calibration.layers, config.get_text_config().num_hidden_layers
-    if layers and len(layers) != count:
-        raise ConfigError(f"{path}: it has shares of {len(layers)} layers, the model has {count}")
-    _check_losses(enumerate(layers), "share of layer {}", path)
+    _check_heads(calibration.heads, config.get_text_config(), path)
     return calibration
+
+
+def _check_heads(heads: tuple[tuple[float, ...], ...], text_config: Any, path: Path) -> None:
+    layers, count = text_config.num_hidden_layers, text_config.num_key_value_heads
+    if heads and (len(heads), {len(row) for row in heads}) != (layers, {count}):
+        raise ConfigError(
+            f"{path}: it has shares of {len(heads)} layers of {len(heads[0])} heads, the model has {layers} of {count}"
+        )
+    for layer, row in enumerate(heads):
+        _check_losses(enumerate(row), f"share of layer {layer}, head {{}}", path)
 
 
 def _measured(config: Any, format_name: str, shipped: Shipped | None) -> Path | None:
@@ -153,15 +160,15 @@ def calibrate(
     skipped: int = 4,
     prompts: int = 12,
 ) -> Calibration:
-    """Measure ``cache_format`` on the keys and values that the model makes of a text, and what each layer costs it.
+    """Measure ``cache_format`` on the keys and values that the model makes of a text, and what each head costs it.
 
     Args:
-        loaded: the model; rdkv's attention stays attached where layers are measured.
+        loaded: the model; rdkv's attention stays attached where heads are measured.
         cache_format, format_name: what to measure.
         text, source: a prompt, and a word for where it came from.
         tokens: read at most this many at once.
         skipped: leave out this many first tokens: sinks, which the default scorer pins.
-        prompts: of the text, to measure layers on (`sensitivity`); 0 leaves them out.
+        prompts: of the text, to measure heads on (`sensitivity`); 0 leaves them out.
 
     Raises:
         ConfigError: the text is too short.
@@ -188,7 +195,7 @@ def calibrate(
         tokens=len(ids) - skipped,
         skipped=skipped,
         distortion=Distortion(value=_mean([d.value for d in layers]), key=_mean([d.key for d in layers])),
-        layers=sensitivity(loaded, text, longest, prompts) if prompts else (),
+        heads=sensitivity(loaded, text, longest, prompts) if prompts else (),
     )
 
 

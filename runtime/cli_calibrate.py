@@ -1,4 +1,4 @@
-"""``rdkv calibrate``: measure what a cache format loses on a model, at each width and in each layer."""
+"""``rdkv calibrate``: measure what a cache format loses on a model, at each width and in each head."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS = [
     click.option("--skip", type=click.IntRange(min=0), default=4, show_default=True,
                  help="Leave out this many first tokens, which scorers pin at full precision."),
     click.option("--prompts", type=click.IntRange(min=0), default=12, show_default=True,
-                 help="Measure layers on so many prompts of the text; 0 for none: even budgets."),
+                 help="Measure heads on so many prompts of the text; 0 for none: even budgets."),
     PLUGIN,
     DEVICE,
     DTYPE,
@@ -50,7 +50,7 @@ def command(
     as_json: bool,
     debug: bool | None,
 ) -> None:
-    """Measure what each bit-width of a cache format and each layer loses on a model, and keep it for later runs."""
+    """Measure what each bit-width of a cache format and each head loses on a model, and keep it for later runs."""
     from .errors import ConfigError
 
     if model is None:
@@ -80,11 +80,13 @@ def _print(calibration: Calibration, path: Path, as_json: bool) -> None:
 
     table: Any = _table(calibration)
     console().print(table)
-    if calibration.layers:
-        from .budget import layer_shares
+    if calibration.heads:
+        from .budget import head_weights, layer_shares
 
-        shares = ", ".join(f"{share:.2f}" for share in layer_shares(calibration.layers))
-        click.echo(f"\nbytes of each layer, of an even budget: {shares}")
+        shares = layer_shares(tuple(map(sum, calibration.heads)))
+        click.echo("\nbytes of each layer, of an even budget, and weights of its heads:")
+        for layer, (share, losses) in enumerate(zip(shares, calibration.heads, strict=True)):
+            click.echo(f"{layer:3} {share:.2f}: {', '.join(f'{weight:.2f}' for weight in head_weights(losses))}")
     click.echo(f"\n{calibration.tokens} tokens of {calibration.text}; kept in {path}, where runs with this model look")
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from .config import LayerBudgets
+from .config import BudgetBy
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -74,13 +74,13 @@ COMPRESSION_OPTIONS = [
     *_pluggable("format"),
     click.option("--calibration", metavar="auto|none|FILE",
                  help="What to plan with: `rdkv calibrate`'s, the format's own, or a file's.  [default: auto]"),
-    click.option("--layer-budgets", type=click.Choice(get_args(LayerBudgets)),
-                 help="Bytes of each layer by what it is worth, if calibrated, or even.  [default: calibrated]"),
+    click.option("--budget-by", type=click.Choice(get_args(BudgetBy)),
+                 help="Bytes by what a layer and a head are worth, if calibrated, or even.  [default: head]"),
 ]  # fmt: skip
 # The names of these flags.
 COMPRESSION_FLAGS = (
     "budget", "budget_tokens", "budget_bytes", "preset", "scorer", "scorer_options", "allocator", "allocator_options",
-    "format", "format_options", "calibration", "layer_budgets",
+    "format", "format_options", "calibration", "budget_by",
 )  # fmt: skip
 RUN_OPTIONS: list[Callable[[Any], Any]] = [
     MODEL,

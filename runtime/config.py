@@ -11,7 +11,7 @@ import msgspec
 
 from .errors import ConfigError
 
-LayerBudgets = Literal["calibrated", "even"]
+BudgetBy = Literal["head", "layer", "even"]
 BackendName = Literal["auto", "torch", "triton", "flashinfer"]
 
 
@@ -29,9 +29,10 @@ class CompressionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         plugins: modules to load besides installed plugins, as ``-p`` does.
         calibration: ``auto`` takes what ``rdkv calibrate`` measured on this model if it did, ``none``
             the format's own distortions; anything else is the path of a calibration file.
-        layer_budgets: ``calibrated`` gives more of the bytes to layers that answers depend on more, as measured with
-            the calibration (`runtime.budget.layer_shares`); ``even``, no such measurement, or an allocator that
-            keeps every token, the same to all.
+        budget_by: what bytes are given by. ``head`` gives more to the layers that answers depend on more, and within a
+            layer to such heads, as measured with the calibration (`runtime.budget.layer_shares`, ``head_weights``);
+            ``layer`` to such layers alone; ``even``, or no such measurement, to none. Where an allocator keeps every
+            token all layers have the same.
         backend: what computes decode attention. ``auto`` is the fastest that works (``rdkv plugins`` says why);
             one that does not work gives way to it, with a message.
 
@@ -50,7 +51,7 @@ class CompressionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     format_options: dict[str, Any] = {}
     plugins: tuple[str, ...] = ()
     calibration: str = "auto"
-    layer_budgets: LayerBudgets = "calibrated"
+    budget_by: BudgetBy = "head"
     backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
@@ -66,10 +67,8 @@ class CompressionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
             raise ConfigError(f"budget is {value}; it is a fraction of the full cache's bytes, above 0 and at most 1")
         if given[0] != "budget" and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"{given[0]} is {value}; it must be a whole number of at least 1")
-        if self.layer_budgets not in get_args(LayerBudgets):
-            raise ConfigError(
-                f"layer_budgets is {self.layer_budgets!r}; it must be one of {', '.join(get_args(LayerBudgets))}"
-            )
+        if self.budget_by not in get_args(BudgetBy):
+            raise ConfigError(f"budget_by is {self.budget_by!r}; it must be one of {', '.join(get_args(BudgetBy))}")
         if self.backend not in get_args(BackendName):
             raise ConfigError(f"backend is {self.backend!r}; it must be one of {', '.join(get_args(BackendName))}")
 

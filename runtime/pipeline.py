@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .budget import layer_bits, layer_shares
+from .budget import head_weights, layer_bits, layer_shares
 from .calibration import load_calibration
 from .checks import blame, check_segment, defuse, defuse_plan, examine_plan, examine_scores
 from .config import CompressionConfig
@@ -77,9 +77,13 @@ class Verdict:
 
 
 class Pipeline:
-    """The plugins of one configuration, made for one model."""
+    """The plugins of one configuration, made for one model.
 
-    def __init__(self, model_config: Any, config: CompressionConfig) -> None:
+    Args:
+        first_head: of each layer's KV heads, where those start that it is given; 0 for all of them.
+    """
+
+    def __init__(self, model_config: Any, config: CompressionConfig, first_head: int = 0) -> None:
         registry = load_registry(config.plugins)
         self.config = config
         self.layers = int(text_config(model_config).num_hidden_layers)
@@ -88,9 +92,11 @@ class Pipeline:
         self.format: CacheFormat = registry.format(config.format, config.format_options)
         found = load_calibration(model_config, config.format, config.calibration, self.format.shipped_calibration)
         self.distortion = found.distortion if found else None
-        uneven = config.layer_budgets == "calibrated" and self.allocator.evicts
-        known = found.layers if found and uneven else ()
-        self.shares = layer_shares(known) if known else (1.0,) * self.layers
+        losses = found.heads if found and config.budget_by != "even" else ()
+        uneven = losses and self.allocator.evicts
+        self.shares = layer_shares(tuple(map(sum, losses))) if uneven else (1.0,) * self.layers
+        self._first_head = first_head
+        self._head_weights = [head_weights(row) for row in losses] if config.budget_by == "head" else []
 
     @property
     def whole_model(self) -> bool:
@@ -134,7 +140,7 @@ class Pipeline:
         bits = layer_bits(self.config, tokens, dim, heads, self.shares)
         each = sum(bits[layer.layer] for layer in layers) // len(layers)
         budget = Budget(each, heads * len(layers))
-        scores = _stack([defuse(layer.scores, layer.finding) for layer in layers])
+        scores = _stack([self._weighed(layer) for layer in layers])
         name = f"layer {first.layer}" if len(layers) == 1 else f"layers {first.layer} to {layers[-1].layer}"
         allocator, scope = self.config.allocator, self.allocator.scope
         with blame(f"allocator {allocator!r}", name):
@@ -147,6 +153,16 @@ class Pipeline:
         # Where there is enough to keep one layer it is worth asking the device whether a plan does.
         roomy = budget.total >= heads * ladder.full_cost and bool(verdict.bits)
         return [Planned(part, verdict, i, roomy and part.is_identity) for i, part in enumerate(plans)]
+
+    def _weighed(self, layer: Pending) -> Scores:
+        """A layer's scores, times what its heads weigh."""
+        scores = defuse(layer.scores, layer.finding)
+        if not self._head_weights:
+            return scores
+        first = self._first_head
+        heads = self._head_weights[layer.layer][first : first + layer.keys.shape[1]]
+        weight = _column(heads, scores.token.device)
+        return Scores(scores.token * weight, scores.channel * weight, scores.pinned)
 
     def begin(self, layer: Pending, planned: Planned) -> Callable[[], PackedSegment]:
         """Begin to pack one layer; what it returns finishes that, and holds keys and values until then.
@@ -179,6 +195,12 @@ class Pipeline:
         except Exception:
             planned.verdict.bits  # noqa: B018
             raise
+
+
+@cache  # while a tensor is sent to a GPU the GPU is waited for
+def _column(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """``[1, H, 1]`` float32."""
+    return torch.tensor(numbers, device=device)[None, :, None]
 
 
 def _stack(scores: list[Scores]) -> Scores:

@@ -1,7 +1,7 @@
-"""What a model's answers lose when one layer alone is compressed: which layers need the bytes most.
+"""What a model's answers lose when one head alone is compressed: which layers and heads need the bytes most.
 
-Layers differ by orders of magnitude, and the losses of all layers add up to that of the whole model, nearly: bytes
-are worth most where one layer's compression changes most.
+Heads differ by orders of magnitude, and the losses of all add up to that of the whole model, nearly: bytes are worth
+most where one head's compression changes most.
 """
 
 from __future__ import annotations
@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING
 from .attention import attach
 from .config import CompressionConfig
 from .errors import ConfigError
+from .plan import BitPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.cache_utils import Cache
 
+    from .interfaces import PackedSegment
+    from .layer import CompressedLayer
     from .loading import LoadedModel
+    from .observation import Observation
+    from .pipeline import Pipeline
 
 logger = logging.getLogger("rdkv")
 
@@ -30,13 +37,13 @@ LEAST = 8 * CUE + 2 * ANSWER  # tokens of a prompt
 BUDGET = 0.0248  # tight enough that every layer loses something
 
 
-def sensitivity(loaded: LoadedModel, text: str, tokens: int = 2048, prompts: int = 12) -> tuple[float, ...]:
-    """Share of each layer in what compression costs, ``[L]``, sums to 1.
+def sensitivity(loaded: LoadedModel, text: str, tokens: int = 2048, prompts: int = 12) -> tuple[tuple[float, ...], ...]:
+    """Share of each KV head in what compression costs, ``[L][H]``, sums to 1.
 
-    Prompts of the text are read with the full cache and compressed by the defaults. Then one layer after the other is
-    replaced by its compressed form, the others whole, and the Kullback-Leibler divergence from the full cache is taken
-    over the next tokens. They are, in turn, what the text goes on with, an earlier passage whose first tokens end the
-    prompt, and facts that stand between parts of the text, in another order. Each prompt counts the same.
+    Prompts of the text are read with the full cache, and each layer is planned by the defaults. Then one head after
+    the other is packed by that plan, all others kept whole, and the Kullback-Leibler divergence from the full cache is
+    taken over the next tokens. They are, in turn, what the text goes on with, an earlier passage whose first tokens end
+    the prompt, and facts that stand between parts of the text, in another order. Each prompt counts the same.
 
     Args:
         loaded: the model; rdkv's attention stays attached.
@@ -53,17 +60,17 @@ def sensitivity(loaded: LoadedModel, text: str, tokens: int = 2048, prompts: int
     ids = torch.tensor(loaded.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     if len(ids) < tokens or tokens < LEAST:
         raise ConfigError(
-            f"the text has {len(ids)} tokens; which layers need the bytes takes prompts of {tokens}, "
-            f"at least {LEAST}: give a longer text and more --tokens, or leave layers out (--prompts 0)"
+            f"the text has {len(ids)} tokens; which heads need the bytes takes prompts of {tokens}, "
+            f"at least {LEAST}: give a longer text and more --tokens, or leave heads out (--prompts 0)"
         )
-    logger.info("measuring what each layer costs; number of prompts: %d", prompts)
+    logger.info("measuring what each head costs; number of prompts: %d", prompts)
     starts = torch.linspace(0, len(ids) - tokens, prompts).long().tolist()
     losses = [
         _losses(loaded.model, _prompt(ids[start : start + tokens], i, prompts, loaded.tokenizer))
         for i, start in enumerate(starts)
     ]
     shares = torch.stack([loss / loss.sum().clamp_min(1e-30) for loss in losses]).mean(0)
-    return tuple(shares.tolist())
+    return tuple(map(tuple, shares.tolist()))
 
 
 def _prompt(ids: Tensor, index: int, prompts: int, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -93,25 +100,56 @@ def _facts(seed: int) -> list[str]:
 
 
 def _losses(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Divergence from the full cache with each layer alone compressed, ``[L]`` float64, in nats a token."""
+    """Divergence from the full cache with each head alone compressed, ``[L, H]`` float64, in nats a token."""
     import torch
 
+    from .pipeline import Pipeline
     from .recording import Recording
 
     ids = ids.to(model.device).unsqueeze(0)
     prompt, answer = ids[:, :-ANSWER], ids[:, -ANSWER:]
-    recording = Recording(model.config)
+    config = CompressionConfig(budget=BUDGET, calibration="none")
+    recording, pipeline = Recording(model.config), Pipeline(model.config, config)
     with torch.inference_mode():
         model(prompt, past_key_values=recording, use_cache=True, logits_to_keep=1)
-        compressed = recording.compress(CompressionConfig(budget=BUDGET, calibration="none"))
         truth = _log_probabilities(model, recording.full(), answer)  # [1, ANSWER, V]
         losses = []
-        for layer in range(len(recording.recorded)):
-            cache = recording.full()
-            cache.layers[layer] = compressed.fork().layers[layer]
-            found = _log_probabilities(model, cache, answer)
-            losses.append((truth.exp() * (truth - found)).sum(-1).mean().double())
-    return torch.stack(losses).clamp_min(0.0).cpu()
+        for observation in recording.observations:
+            for segment in _heads_alone(pipeline, observation):
+                cache = recording.full()
+                cache.layers[observation.layer] = _packed_layer(model, config, observation, segment)
+                found = _log_probabilities(model, cache, answer)
+                losses.append((truth.exp() * (truth - found)).sum(-1).mean().double())
+    return torch.stack(losses).clamp_min(0.0).view(len(recording.recorded), -1).cpu()
+
+
+def _heads_alone(pipeline: Pipeline, observation: Observation) -> Iterator[PackedSegment]:
+    """One layer with one head after the other packed by the plan, the others as they are."""
+    import torch
+
+    pending = pipeline.score(observation)
+    (planned,) = pipeline.allocate([pending])
+    plan = planned.plan
+    for head in range(observation.heads):
+        value_bits, key_bits = torch.full_like(plan.value_bits, 16), torch.full_like(plan.key_bits, 16)
+        value_bits[:, head], key_bits[:, head] = plan.value_bits[:, head], plan.key_bits[:, head]
+        pinned = torch.zeros_like(plan.pinned)
+        pinned[:, head] = plan.pinned[:, head]
+        alone = BitPlan(value_bits, key_bits, pinned)
+        yield pipeline.format.pack(pending.keys, pending.values, alone)
+
+
+def _packed_layer(
+    model: PreTrainedModel, config: CompressionConfig, observation: Observation, segment: PackedSegment
+) -> CompressedLayer:
+    """A layer that holds a packed prompt of one sequence and nothing after it."""
+    from .cache import CompressedCache
+    from .session import Group
+
+    layer = CompressedCache.for_stored(model.config, config).compressed_layers[observation.layer]
+    nothing = observation.keys[:, :, :0]
+    layer.resume(observation.tokens, [Group([0], 0)], [segment], None, (nothing, nothing))
+    return layer
 
 
 def _log_probabilities(model: PreTrainedModel, cache: Cache, ids: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .config import BackendName, CompressionConfig, LayerBudgets, read_toml
+from .config import BackendName, BudgetBy, CompressionConfig, read_toml
 from .errors import ConfigError
 
 # At most one of each group counts; a layer that sets one of them overrides the others below it.
@@ -46,7 +46,7 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     budget_tokens: int | None = None
     budget_bytes: int | None = None
     calibration: str | None = None
-    layer_budgets: LayerBudgets | None = None
+    budget_by: BudgetBy | None = None
     backend: BackendName | None = None
     plugins: tuple[str, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"

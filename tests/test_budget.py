@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdkv.runtime.budget import DECAY, SHARES, layer_bits, layer_shares
+from rdkv.runtime.budget import DECAY, HEAD_POWER, LEAST_WEIGHT, SHARES, head_weights, layer_bits, layer_shares
 from rdkv.runtime.config import CompressionConfig
 from rdkv.runtime.plan import Budget
 
@@ -103,6 +103,21 @@ def test_shares_have_bounds() -> None:
     shares = layer_shares((1e6, *(1e-6,) * 20))
     assert max(shares) / min(shares) <= SHARES[1] / SHARES[0] * (1 + 1e-9)
     assert layer_shares((0.0, 0.0, 0.0)) == (1.0, 1.0, 1.0)
+
+
+@given(losses=LOSSES)
+def test_heads_weigh_by_their_losses(losses: tuple[float, ...]) -> None:
+    weights = head_weights(losses)
+    assert max(weights) == 1.0
+    assert min(weights) >= LEAST_WEIGHT
+    assert all(a <= b for (x, a), (y, b) in itertools.permutations(zip(losses, weights, strict=True), 2) if x <= y)
+    assert head_weights(tuple(8 * loss for loss in losses)) == pytest.approx(weights)
+
+
+def test_weights_of_heads_by_hand() -> None:
+    assert head_weights((1.0, 4.0, 0.5)) == pytest.approx((0.25**HEAD_POWER, 1.0, 0.125**HEAD_POWER))
+    assert head_weights((1e-9, 1.0)) == (LEAST_WEIGHT, 1.0)
+    assert head_weights((0.0, 0.0)) == (1.0, 1.0)
 
 
 def test_total_is_that_of_the_heads() -> None:

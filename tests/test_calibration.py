@@ -128,7 +128,8 @@ def test_calibrate_and_load(tiny_folder: Path) -> None:
     assert load_calibration(config, "mixed-bit", "auto") is None
     made = calibrate(loaded, MixedBit(), "mixed-bit", python_reference(), "reference", tokens=400, prompts=1)
     assert (made.tokens, made.skipped) == (396, 4)
-    assert sum(made.layers) == pytest.approx(1.0)
+    assert [len(row) for row in made.heads] == [config.num_key_value_heads] * config.num_hidden_layers
+    assert sum(map(sum, made.heads)) == pytest.approx(1.0)
     path = save_calibration(made, config)
     assert path == calibration_path(config, "mixed-bit")
     assert load_calibration(config, "mixed-bit", "auto") == made
@@ -137,10 +138,10 @@ def test_calibrate_and_load(tiny_folder: Path) -> None:
     assert load_calibration(config, "other", "auto") is None
 
 
-def test_without_prompts_layers_are_left_out(tiny_folder: Path) -> None:
+def test_without_prompts_heads_are_left_out(tiny_folder: Path) -> None:
     loaded = load_model(str(tiny_folder), "cpu")
     made = calibrate(loaded, MixedBit(), "mixed-bit", python_reference(), "reference", tokens=100, prompts=0)
-    assert (made.tokens, made.layers) == (96, ())
+    assert (made.tokens, made.heads) == (96, ())
 
 
 def test_what_was_measured_here_goes_before_what_the_format_brings_along(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_the_shipped_calibration_of_smollm2_is_found_by_its_shape() -> None:
     found = load_calibration(config, "mixed-bit", "auto", MixedBit().shipped_calibration)
     assert found is not None
     assert found.fingerprint == fingerprint(config)
-    assert len(found.layers) == 30
+    assert [len(row) for row in found.heads] == [3] * 30
     assert MixedBit().shipped_calibration("0" * 16) is None
 
 
@@ -208,6 +209,9 @@ def test_bad_files(tmp_path: Path) -> None:
     assert "calibrates the format other" in message(written(tmp_path / "a.json", format="other"))
     negative = Distortion(value={2: -1.0}, key={})
     assert "at 2 bits is -1.0" in message(written(tmp_path / "b.json", distortion=negative))
-    layers = (0.1,) * LlamaConfig().num_hidden_layers
-    assert "shares of 1 layers, the model has 32" in message(written(tmp_path / "c.json", layers=layers[:1]))
-    assert "share of layer 0 is -1.0" in message(written(tmp_path / "d.json", layers=(-1.0, *layers[1:])))
+    heads = ((0.1,) * LlamaConfig().num_key_value_heads,) * LlamaConfig().num_hidden_layers
+    few, ragged = heads[:1], (heads[0][:5], *heads[1:])
+    assert "1 layers of 32 heads, the model has 32 of 32" in message(written(tmp_path / "c.json", heads=few))
+    assert "32 layers of 5 heads, the model has 32 of 32" in message(written(tmp_path / "d.json", heads=ragged))
+    negative_share = (*heads[:7], (0.1, -1.0, *heads[0][2:]), *heads[8:])
+    assert "share of layer 7, head 1 is -1.0" in message(written(tmp_path / "e.json", heads=negative_share))

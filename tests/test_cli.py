@@ -171,7 +171,7 @@ def test_calibration_is_found_by_the_next_run(
     assert run(["calibrate", *model, "--tokens", "400", "--prompts", "1", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["tokens"] == 396
-    assert len(made["layers"]) == 2
+    assert [len(row) for row in made["heads"]] == [2, 2]
     (file,) = (rdkv_home / "calibration").iterdir()
     assert json.loads(file.read_bytes()) == made
     assert run(["calibrate", *model, "--tokens", "400", "--prompts", "1"]) == 0
@@ -181,10 +181,10 @@ def test_calibration_is_found_by_the_next_run(
     assert "--prompts 0" in error_line(["calibrate", *model, "--tokens", "128"])
     capsys.readouterr()
     bits = []
-    for budgets in ("calibrated", "even"):
-        assert run(arguments("--layer-budgets", budgets, "--json")) == 0
+    for by in ("head", "layer", "even"):
+        assert run(arguments("--budget-by", by, "--json")) == 0
         bits.append(json.loads(capsys.readouterr().out)["bits"]["value"])
-    assert bits[0] != bits[1]
+    assert bits[0] != bits[1] != bits[2]
     file.write_text("damaged")
     assert "is not a calibration file" in error_line(arguments())
     assert run(arguments("--calibration", "none")) == 0

@@ -17,10 +17,11 @@ from transformers import LlamaConfig
 from waits import Waits
 
 from rdkv import CompressionConfig
-from rdkv.runtime.budget import layer_shares
+from rdkv.runtime.budget import head_weights, layer_shares
 from rdkv.runtime.checks import examine_scores
 from rdkv.runtime.observation import Observation
 from rdkv.runtime.pipeline import Pipeline
+from rdkv.runtime.plan import Scores
 
 # Operations whose result the host reads, or whose size depends on data.
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::_unique2", "aten::masked_select"}
@@ -57,9 +58,9 @@ class Operations(TorchDispatchMode):
         return run
 
 
-def make_pipeline(**settings: Any) -> Pipeline:
+def make_pipeline(first_head: int = 0, **settings: Any) -> Pipeline:
     config = LlamaConfig(num_hidden_layers=2, hidden_size=512, num_attention_heads=8, num_key_value_heads=2)
-    return Pipeline(config, CompressionConfig(budget=0.1, **{"calibration": "none", **settings}))
+    return Pipeline(config, CompressionConfig(budget=0.1, **{"calibration": "none", **settings}), first_head)
 
 
 def observe(tokens: int = TOKENS, device: str = "cpu") -> Observation:
@@ -133,14 +134,16 @@ def test_a_budget_that_may_hold_a_layer_is_decided_at_once(monkeypatch: pytest.M
     assert waits.seen[0] == "readback"
 
 
-def calibrated(tmp_path: Path, layers: tuple[float, ...], **settings: Any) -> Pipeline:
-    return make_pipeline(calibration=written(tmp_path / "calibration.json", layers=layers), **settings)
+def calibrated(tmp_path: Path, layers: tuple[float, ...], first_head: int = 0, **settings: Any) -> Pipeline:
+    """Of layers with these losses, the last quarter of which is that of the second head."""
+    heads = tuple((0.75 * loss, 0.25 * loss) for loss in layers)
+    return make_pipeline(first_head, calibration=written(tmp_path / "calibration.json", heads=heads), **settings)
 
 
 @pytest.mark.parametrize("allocator", ["waterfill", "eviction"])
 def test_a_layer_has_the_bytes_that_its_loss_earns(tmp_path: Path, allocator: str) -> None:
     pipeline = calibrated(tmp_path, (0.1, 0.9), allocator=allocator)
-    even = calibrated(tmp_path, (0.1, 0.9), allocator=allocator, layer_budgets="even")
+    even = calibrated(tmp_path, (0.1, 0.9), allocator=allocator, budget_by="even")
     full = HEADS * 2 * DIM * 16 * TOKENS
     spent = []
     for layer, share in enumerate(layer_shares((0.1, 0.9))):
@@ -168,6 +171,31 @@ def test_layers_that_keep_every_token_share_evenly(
 ) -> None:
     pipeline = calibrated(tmp_path, (0.01, 0.99), allocator=allocator, allocator_options=options)
     assert (pipeline.shares == (1.0, 1.0)) is even
+
+
+def test_heads_compete_with_what_they_lose(tmp_path: Path) -> None:
+    by_head, by_layer = (calibrated(tmp_path, (0.1, 0.9), budget_by=by) for by in ("head", "layer"))
+    assert by_head.shares == by_layer.shares
+    pending = by_head.score(observe())
+    (planned,), (plain,) = (pipeline.allocate([pending]) for pipeline in (by_head, by_layer))
+    scores, (first, second) = pending.scores, head_weights((0.75, 0.25))
+    weight = torch.tensor([first, second], device=DEVICE)[None, :, None]
+    pending.scores = Scores(scores.token * weight, scores.channel * weight, scores.pinned)
+    (expected,) = by_layer.allocate([pending])
+    same(planned.plan, expected.plan)
+    (fewer, more), (before, _) = (plan.kept.sum((0, 2)).tolist() for plan in (planned.plan, plain.plan))
+    assert fewer > before
+    assert more < fewer
+
+
+def test_a_rank_has_the_weights_of_its_own_heads(tmp_path: Path) -> None:
+    """One head of two, which then has no other to compete with: the second's weight, alone, changes nothing."""
+    seen = observe()
+    own = Observation(seen.keys[:, 1:], seen.values[:, 1:], seen.queries[:, GROUP:], seen.scale, 0)
+    rank, even = calibrated(tmp_path, (0.5, 0.5), first_head=1), make_pipeline()
+    (planned,), (expected,) = (pipeline.allocate([pipeline.score(own)]) for pipeline in (rank, even))
+    same(planned.plan, expected.plan)
+    assert rank._weighed(rank.score(own)).token.max() < even.score(own).scores.token.max()
 
 
 def test_heads_of_all_layers_share_what_is_for_all(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""What layers cost, against the same by hand."""
+"""What heads cost, against the same by hand."""
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,10 +11,11 @@ import torch
 import rdkv
 from rdkv.runtime import sensitivity as module
 from rdkv.runtime.attention import attach
-from rdkv.runtime.budget import layer_bits
 from rdkv.runtime.calibration import python_reference
 from rdkv.runtime.errors import ConfigError
 from rdkv.runtime.loading import LoadedModel, load_model
+from rdkv.runtime.pipeline import Pending, Pipeline, Planned
+from rdkv.runtime.plan import BitPlan
 from rdkv.runtime.sensitivity import ANSWER, BUDGET, CUE, sensitivity
 
 TOKENS = 8 * CUE + 2 * ANSWER
@@ -26,29 +26,43 @@ def loaded(tiny_folder: Path) -> LoadedModel:
     return load_model(str(tiny_folder), "cpu")
 
 
-def test_shares_of_the_layers(loaded: LoadedModel) -> None:
-    shares = sensitivity(loaded, python_reference(), TOKENS, prompts=2)
-    assert len(shares) == loaded.model.config.num_hidden_layers
-    assert sum(shares) == pytest.approx(1.0)
-    assert min(shares) > 0
+def test_shares_of_the_heads(loaded: LoadedModel) -> None:
+    config = loaded.model.config
+    shares = torch.tensor(sensitivity(loaded, python_reference(), TOKENS, prompts=2))
+    assert shares.shape == (config.num_hidden_layers, config.num_key_value_heads)
+    assert float(shares.sum()) == pytest.approx(1.0)
+    assert float(shares.min()) > 0
 
 
-def test_a_layer_that_adds_nothing_costs_nothing(loaded: LoadedModel) -> None:
-    layer = loaded.model.model.layers[1].self_attn
+def test_a_head_that_adds_nothing_costs_nothing(loaded: LoadedModel) -> None:
+    config, layer = loaded.model.config, loaded.model.model.layers[1].self_attn
+    width = layer.o_proj.in_features // config.num_key_value_heads  # of the query heads that read one KV head
     with torch.no_grad():
-        layer.o_proj.weight.zero_()
-    first, second = sensitivity(loaded, python_reference(), TOKENS, prompts=1)
-    assert first == pytest.approx(1.0)
-    assert second < 1e-6
+        layer.o_proj.weight[:, width : 2 * width] = 0
+    shares = torch.tensor(sensitivity(loaded, python_reference(), TOKENS, prompts=1))
+    assert float(shares[1, 1]) < 1e-6
+    shares[1, 1] = 1.0
+    assert float(shares.min()) > 1e-5
 
 
-def one_compressed(layer: int, config: rdkv.CompressionConfig, *sizes: Any) -> list[int]:
-    """Bits of a head of each of two layers: those of `BUDGET`, and for the other one all."""
-    budgets = (BUDGET, 1.0) if layer == 0 else (1.0, BUDGET)
-    return [layer_bits(rdkv.CompressionConfig(budget=budget), *sizes)[0] for budget in budgets]
+def only(monkeypatch: pytest.MonkeyPatch, layer: int, head: int) -> None:
+    """Let plans keep everything but in one head, whatever that takes."""
+    allocate = Pipeline.allocate
+
+    def cut(self: Pipeline, pending: list[Pending]) -> list[Planned]:
+        (planned,) = allocate(self, pending)
+        plan = BitPlan.uniform(pending[0].keys.shape, 16, pending[0].keys.device)
+        if pending[0].layer == layer:
+            plan.value_bits[:, head] = planned.plan.value_bits[:, head]
+            plan.key_bits[:, head] = planned.plan.key_bits[:, head]
+            plan.pinned[:, head] = planned.plan.pinned[:, head]
+        return [replace(planned, plan=plan)]
+
+    monkeypatch.setattr(Pipeline, "allocate", cut)
+    monkeypatch.setattr("rdkv.runtime.pipeline.check_segment", lambda *_: None)
 
 
-def test_the_loss_of_one_layer_is_that_of_a_cache_with_the_others_whole(
+def test_the_loss_of_one_head_is_that_of_a_cache_with_the_others_whole(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, ids = attach(loaded.model), torch.randint(3, 250, (TOKENS,))
@@ -57,12 +71,13 @@ def test_the_loss_of_one_layer_is_that_of_a_cache_with_the_others_whole(
     with torch.inference_mode():
         model(ids[None, :-ANSWER], past_key_values=recording, use_cache=True)
         truth = model(answer, past_key_values=recording.full()).logits.log_softmax(-1)
-        for layer in range(2):
-            monkeypatch.setattr("rdkv.runtime.pipeline.layer_bits", partial(one_compressed, layer))
-            cache = recording.compress(rdkv.CompressionConfig(budget=(1 + BUDGET) / 2, calibration="none"))
+        for layer, head in ((0, 0), (0, 1), (1, 1)):
+            with monkeypatch.context() as patch:
+                only(patch, layer, head)
+                cache = recording.compress(rdkv.CompressionConfig(budget=BUDGET, calibration="none"))
             got = model(answer, past_key_values=cache).logits.log_softmax(-1)
             loss = torch.nn.functional.kl_div(got, truth, reduction="none", log_target=True).sum(-1).mean()
-            assert float(found[layer]) == pytest.approx(float(loss), rel=1e-3)
+            assert float(found[layer, head]) == pytest.approx(float(loss), rel=1e-2)
 
 
 def test_prompts_go_on_and_come_back_to_earlier_passages(loaded: LoadedModel) -> None:

@@ -21,7 +21,7 @@ from .metrics import Metrics
 from .options import DEFAULT_WINDOW, parse
 from .packing import Packing
 from .refusals import NAME, check_model
-from .sizes import arena_shape, needs, rank_config, rank_heads
+from .sizes import arena_shape, first_head, needs, rank_config, rank_heads
 from .windows import Chunk, QueryWindows
 
 logger = logging.getLogger("sglang.rdkv")
@@ -94,7 +94,8 @@ class Serving:
         model = configurator.model_config
         check_model(model.hf_config)
         all_heads = text_config(model.hf_config).num_key_value_heads
-        self.pipeline = Pipeline(model.hf_config, rank_config(self.compression, rank_heads(model), all_heads))
+        config = rank_config(self.compression, rank_heads(model), all_heads)
+        self.pipeline = Pipeline(model.hf_config, config, first_head(model))
         self.shape = arena_shape(available, configurator, self.pipeline, self.options)
         self.ledger = Ledger(self.shape.nbytes)
         tables = self.shape.layers * self.shape.places * self.shape.table_bytes

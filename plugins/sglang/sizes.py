@@ -51,6 +51,14 @@ def rank_heads(model: Any) -> int:
     return int(model.get_num_kv_heads(get_parallel().attn_tp_size))
 
 
+def first_head(model: Any) -> int:
+    """Which of a layer's KV heads this rank's are, from which one on; ranks beyond one a head have copies."""
+    from sglang.srt.runtime_context import get_parallel
+
+    parallel = get_parallel()
+    return int(parallel.attn_tp_rank * model.get_total_num_kv_heads() // parallel.attn_tp_size)
+
+
 def rank_config(config: CompressionConfig, heads: int, all_heads: int) -> CompressionConfig:
     """The configuration for ``heads`` of a model's KV heads, which have their part of a budget in bytes."""
     if config.budget_bytes is None or heads == all_heads:
