@@ -61,7 +61,7 @@ def make_problem(
     """On the ladder of ``mixed-bit``, with tokens in blocks of ``block``."""
     ladder = MixedBit(MixedBitOptions(channel_group=group)).ladder(channel.shape[-1], token.shape[-1])
     if block == 1:  # a plain format: no blocks, and a scale and zero for each quantised channel
-        ladder = replace(ladder, token_block=1, key_block=1, key_overhead=(16, 32, 32, 32, 0), head_cost=512)
+        ladder = replace(ladder, token_block=1, key_block=1, key_overhead=(16, 32, 32, 32, 32, 0), head_cost=512)
     return Problem(Scores(token, channel, pinned), ladder)
 
 

@@ -188,7 +188,7 @@ def test_ladder_without_0_needs_room_for_every_token(key_share: float | None) ->
 
 def test_ladder_of_unknown_or_useless_widths() -> None:
     problem = random_problem()
-    with pytest.raises(ConfigError, match="no width of 3 bits; it has 0, 2, 4, 8, 16"):
+    with pytest.raises(ConfigError, match="no width of 3 bits; it has 0, 2, 4, 6, 8, 16"):
         problem.allocate(0.5, ladder=(0, 3))
     with pytest.raises(ConfigError, match="ladder: it needs"):
         problem.allocate(0.5, ladder=())

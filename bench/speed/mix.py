@@ -84,7 +84,7 @@ def _deciles(values: list[Any]) -> list[Any]:
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:
-    total, order = sum(counts.values()), ("pinned", "16", "8", "4", "2", "0")
+    total, order = sum(counts.values()), ("pinned", "16", "8", "6", "4", "2", "0")
     return {width: round(counts[width] / total, 6) for width in order if counts[width]}
 
 

@@ -129,11 +129,11 @@ def bits(records: list[Record]) -> str:
     """Widths that real prompts got."""
     record = records[-1]
     head = ["budget", "tokens kept"] + [f"values {w}" for w in ("pinned", "16", "8", "4", "2")]
-    head += [f"keys {w}" for w in ("16", "8", "4", "2", "0")] + ["key columns a channel"]
+    head += [f"keys {w}" for w in ("16", "8", "6", "4", "2", "0")] + ["key columns a channel"]
 
     def row(budget: str, entry: Record) -> list[str]:
         shares = [entry["kept"], *(entry["value_widths"].get(w, 0.0) for w in ("pinned", "16", "8", "4", "2"))]
-        shares += [entry["key_widths"].get(w, 0.0) for w in ("16", "8", "4", "2", "0")]
+        shares += [entry["key_widths"].get(w, 0.0) for w in ("16", "8", "6", "4", "2", "0")]
         columns = entry["key_columns"] / record["head_dim"]
         return [f"{100 * float(budget):g}%", *(f"{100 * share:.1f}%" for share in shares), f"{columns:.2f}"]
 
