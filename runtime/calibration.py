@@ -44,7 +44,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """A calibration file.
 
     Attributes:
-        format: name of the cache format.
+        format: name of the cache format, and of its variant (`calibrated_name`).
         fingerprint: of the model's configuration, see `fingerprint`.
         model: what the model was called when it was measured.
         text: where the prompt came from.
@@ -78,6 +78,11 @@ def fingerprint(config: Any) -> str:
 def calibration_path(config: Any, format_name: str) -> Path:
     """Where the calibration of a format on a model is kept."""
     return home() / "calibration" / f"{format_name}-{fingerprint(config)}.json"
+
+
+def calibrated_name(format_name: str, cache_format: CacheFormat) -> str:
+    """What calibrations of a format with its options go by."""
+    return f"{format_name}-{cache_format.variant}" if cache_format.variant else format_name
 
 
 def load_calibration(config: Any, format_name: str, setting: str, shipped: Shipped | None = None) -> Calibration | None:
@@ -188,7 +193,7 @@ def calibrate(
         filled: list[Any] = list(cache.layers)
         layers = [measure(one.keys[:, :, skipped:], one.values[:, :, skipped:], cache_format) for one in filled]
     return Calibration(
-        format=format_name,
+        format=calibrated_name(format_name, cache_format),
         fingerprint=fingerprint(loaded.model.config),
         model=loaded.name,
         text=source,

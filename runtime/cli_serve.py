@@ -55,11 +55,13 @@ def command(
 
 def serving_json(compression: CompressionConfig, serving: dict[str, Any]) -> str:
     """What ``--rdkv-config`` takes: what differs from the defaults."""
+    from .settings import BUDGETS
+
     default = type(compression)(budget=1.0)
     fields = {
         name: value
         for name, value in msgspec.to_builtins(compression).items()
-        if name.startswith("budget") or value != msgspec.to_builtins(default)[name]
+        if name in BUDGETS or value != msgspec.to_builtins(default)[name]
     }
     given = {name: value for name, value in (fields | serving).items() if value is not None}
     return msgspec.json.encode(given).decode()

@@ -135,6 +135,11 @@ class CacheFormat(ABC):
         """Levels for heads of ``head_dim`` channels over a prompt of ``tokens`` tokens, with the
         format's own distortions or calibrated ones."""
 
+    @property
+    def variant(self) -> str:
+        """A word for options with which widths lose other than by default, so that models are calibrated for each."""
+        return ""
+
     def shipped_calibration(self, fingerprint: str) -> Path | None:
         """The calibration file that the format brings along for a model's fingerprint; none by default."""
         return None

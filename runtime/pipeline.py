@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .budget import head_weights, layer_bits, layer_shares
-from .calibration import load_calibration
+from .calibration import calibrated_name, load_calibration
 from .checks import blame, check_segment, defuse, defuse_plan, examine_plan, examine_scores
 from .config import CompressionConfig
 from .findings import Finding, Inquiry
@@ -90,7 +90,8 @@ class Pipeline:
         self.scorer: Scorer = registry.scorer(config.scorer, config.scorer_options)
         self.allocator: Allocator = registry.allocator(config.allocator, config.allocator_options)
         self.format: CacheFormat = registry.format(config.format, config.format_options)
-        found = load_calibration(model_config, config.format, config.calibration, self.format.shipped_calibration)
+        name = calibrated_name(config.format, self.format)
+        found = load_calibration(model_config, name, config.calibration, self.format.shipped_calibration)
         self.distortion = found.distortion if found else None
         losses = found.heads if found and config.budget_by != "even" else ()
         uneven = losses and self.allocator.evicts

@@ -13,8 +13,10 @@ from calibrations import written
 from torch import Tensor
 from transformers import LlamaConfig
 
-from rdkv.plugins.rdkv.format import MixedBit
+from rdkv import CompressionConfig
+from rdkv.plugins.rdkv.format import MixedBit, MixedBitOptions
 from rdkv.runtime.calibration import (
+    Calibration,
     calibrate,
     calibration_path,
     fingerprint,
@@ -27,6 +29,7 @@ from rdkv.runtime.errors import ConfigError
 from rdkv.runtime.interfaces import CacheFormat, PackedSegment
 from rdkv.runtime.ladder import Distortion, Ladder
 from rdkv.runtime.loading import load_model
+from rdkv.runtime.pipeline import Pipeline
 from rdkv.runtime.plan import BitPlan
 
 SMOLLM2: dict[str, Any] = {
@@ -138,6 +141,23 @@ def test_calibrate_and_load(tiny_folder: Path) -> None:
     assert load_calibration(config, "other", "auto") is None
 
 
+def test_variants_of_a_format_are_calibrated_apart(tiny_folder: Path) -> None:
+    loaded, unrotated = load_model(str(tiny_folder), "cpu"), MixedBit(MixedBitOptions(rotate=False))
+    config = loaded.model.config
+    made = calibrate(loaded, unrotated, "mixed-bit", python_reference(), "reference", tokens=100, prompts=0)
+    assert made.format == "mixed-bit-unrotated"
+    path = save_calibration(made, config)
+    assert load_calibration(config, "mixed-bit", "auto") is None
+    found = [
+        Pipeline(config, CompressionConfig(budget=0.1, format_options={"rotate": rotate})).distortion
+        for rotate in (True, False)
+    ]
+    assert found == [None, made.distortion]
+    with pytest.raises(ConfigError, match="calibrates the format mixed-bit-unrotated, not mixed-bit"):
+        Pipeline(config, CompressionConfig(budget=0.1, calibration=str(path)))
+    assert unrotated.shipped_calibration(load_shipped().fingerprint) is None
+
+
 def test_without_prompts_heads_are_left_out(tiny_folder: Path) -> None:
     loaded = load_model(str(tiny_folder), "cpu")
     made = calibrate(loaded, MixedBit(), "mixed-bit", python_reference(), "reference", tokens=100, prompts=0)
@@ -163,11 +183,15 @@ def test_what_was_measured_here_goes_before_what_the_format_brings_along(tmp_pat
     assert load_calibration(config, "mixed-bit", "auto", shipped) == made
 
 
-def test_the_shipped_calibration_of_smollm2_is_found_by_its_shape() -> None:
-    config = LlamaConfig(**SMOLLM2)
-    found = load_calibration(config, "mixed-bit", "auto", MixedBit().shipped_calibration)
+def load_shipped() -> Calibration:
+    found = load_calibration(LlamaConfig(**SMOLLM2), "mixed-bit", "auto", MixedBit().shipped_calibration)
     assert found is not None
-    assert found.fingerprint == fingerprint(config)
+    return found
+
+
+def test_the_shipped_calibration_of_smollm2_is_found_by_its_shape() -> None:
+    found = load_shipped()
+    assert found.fingerprint == fingerprint(LlamaConfig(**SMOLLM2))
     assert [len(row) for row in found.heads] == [3] * 30
     assert MixedBit().shipped_calibration("0" * 16) is None
 

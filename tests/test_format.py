@@ -111,11 +111,23 @@ def test_no_head_needs_more_columns_than_are_reserved() -> None:
 
 
 def test_ladder_of_calibrated_distortions() -> None:
-    measured = {0: 1.0, 2: 0.5, 4: 0.25, 8: 0.125, 16: 0.0}
-    ladder = MixedBit().ladder(64, 10, Distortion(value=measured, key=measured))
-    assert ladder.value_distortion == ladder.key_distortion == tuple(measured.values())
-    with pytest.raises(ConfigError, match="calibration lacks the width of 8 bits"):
-        MixedBit().ladder(64, 10, Distortion(value=measured, key={0: 1.0, 2: 0.5, 4: 0.25, 16: 0.0}))
+    values = {0: 1.0, 2: 0.5, 4: 0.25, 8: 0.125, 16: 0.0}
+    keys = values | {6: 0.2}
+    ladder = MixedBit().ladder(64, 10, Distortion(value=values, key=keys))
+    assert ladder.value_distortion == (1.0, 0.5, 0.25, 0.125, 0.0)
+    assert ladder.key_distortion == (1.0, 0.5, 0.25, 0.2, 0.125, 0.0)
+    with pytest.raises(ConfigError, match="calibration lacks keys of 6 bits; measure the model again"):
+        MixedBit().ladder(64, 10, Distortion(value=values, key=values))
+    with pytest.raises(ConfigError, match="calibration lacks values of 8 bits"):
+        MixedBit().ladder(64, 10, Distortion(value={0: 1.0, 2: 0.5, 4: 0.25, 16: 0.0}, key=keys))
+
+
+def test_losses_without_a_calibration_are_those_of_the_rotation_that_is_used() -> None:
+    rotated, plain = (MixedBit(MixedBitOptions(rotate=rotate)).ladder(64, 10) for rotate in (True, False))
+    assert plain.value_distortion[1] > 2 * rotated.value_distortion[1]
+    assert plain.key_distortion == rotated.key_distortion
+    paper = (MixedBit(MixedBitOptions(rotate=rotate, distortion="paper")).ladder(64, 10) for rotate in (True, False))
+    assert len({ladder.value_distortion for ladder in paper}) == 1
 
 
 @pytest.mark.parametrize("name", ["smollm2", "paper"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from rdkv.kernels.arena_shape import EVEN, ArenaShape
 from rdkv.plugins.sglang.ledger import Ledger
-from rdkv.plugins.sglang.sizes import needs, rank_config, storage_dtype, store_shares
+from rdkv.plugins.sglang.sizes import first_head, needs, rank_config, rank_heads, storage_dtype, store_shares
 from rdkv.runtime.budget import layer_bits, layer_shares
 from rdkv.runtime.config import CompressionConfig
 
@@ -41,6 +43,23 @@ def test_budgets_in_tokens_and_bytes() -> None:
     assert region_bytes(total, 10_000) == SHAPE.layer_bytes(1_000_000)
     assert rank_config(total, heads=2, all_heads=8).budget_bytes == 1_000_000
     assert rank_config(total, heads=8, all_heads=8) is total
+
+
+@pytest.mark.parametrize(
+    ("ranks", "heads", "firsts"), [(1, 8, [0]), (2, 8, [0, 4]), (4, 4, [0, 1, 2, 3]), (4, 2, [0, 0, 1, 1])]
+)
+def test_ranks_take_heads_in_order(monkeypatch: pytest.MonkeyPatch, ranks: int, heads: int, firsts: list[int]) -> None:
+    """As SGLang deals them out; where there are more ranks than heads, some have the same."""
+    model = SimpleNamespace(get_total_num_kv_heads=lambda: heads, get_num_kv_heads=lambda size: max(1, heads // size))
+    context = ModuleType("sglang.srt.runtime_context")
+    for name in ("sglang", "sglang.srt"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, context.__name__, context)
+    for rank, first in enumerate(firsts):
+        parallel = SimpleNamespace(attn_tp_rank=rank, attn_tp_size=ranks)
+        monkeypatch.setattr(context, "get_parallel", lambda p=parallel: p, raising=False)
+        assert first_head(model) == first
+        assert first_head(model) + rank_heads(model) <= heads
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

@@ -36,6 +36,7 @@ DISTORTIONS = {
         key={0: 1.0, 2: 0.1489, 4: 0.00624, 6: 0.00037, 8: 2.18e-5, 16: 0.0},
     ),
 }
+UNROTATED = {0: 1.0, 2: 0.2608, 4: 0.01038, 8: 3.60e-5, 16: 0.0}  # values of SmolLM2-135M-Instruct without a rotation
 CALIBRATIONS = Path(__file__).parent / "calibrations"  # what `rdkv calibrate` writes, by fingerprint
 AFFINE_BITS = 32  # scale and zero point, float16 each
 COLUMN_BITS = 16  # channel and place of a digit of every key
@@ -57,8 +58,8 @@ class MixedBitOptions(PluginOptions, frozen=True, forbid_unknown_fields=True, kw
     rotate: Annotated[
         bool,
         msgspec.Meta(
-            description="quantise values under a Hadamard rotation, of which 2 bits lose half as much; a model has to "
-            "be calibrated anew without it"
+            description="quantise values under a Hadamard rotation, of which 2 bits lose half as much; a model is "
+            "calibrated for itself without it"
         ),
     ] = True
     positions: Annotated[
@@ -73,7 +74,7 @@ class MixedBit(CacheFormat):
     options: MixedBitOptions
 
     def ladder(self, head_dim: int, tokens: int, distortion: Distortion | None = None) -> Ladder:
-        distortion = distortion or DISTORTIONS[self.options.distortion]
+        distortion = distortion or self._distortion
         for what, widths, known in (("values", VALUE_WIDTHS, distortion.value), ("keys", KEY_WIDTHS, distortion.key)):
             if missing := [bits for bits in widths if bits not in known]:
                 raise ConfigError(
@@ -109,9 +110,21 @@ class MixedBit(CacheFormat):
             key_block=2 * BLOCK,  # whole blocks of nibbles and of 2-bit digits
         )
 
+    @property
+    def _distortion(self) -> Distortion:
+        """Where the model was not calibrated."""
+        known = DISTORTIONS[self.options.distortion]
+        if self.options.rotate or self.options.distortion == "paper":  # which had no rotation
+            return known
+        return Distortion(value=UNROTATED, key=known.key)
+
+    @property
+    def variant(self) -> str:
+        return "" if self.options.rotate else "unrotated"
+
     def shipped_calibration(self, fingerprint: str) -> Path | None:
         path = CALIBRATIONS / f"{fingerprint}.json"
-        return path if path.is_file() else None
+        return path if self.options.rotate and path.is_file() else None
 
     def pack(self, keys: Tensor, values: Tensor, plan: BitPlan) -> PackedSegment:
         return self.begin(keys, values, plan)()
