@@ -14,7 +14,7 @@ import msgspec
 from .errors import ConfigError
 from .home import home, write_file
 from .ladder import Distortion
-from .support import model_window
+from .support import cache_sizes, model_window
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,12 +113,12 @@ def load_calibration(config: Any, format_name: str, setting: str, shipped: Shipp
         raise ConfigError(f"{path} calibrates the format {calibration.format}, not {format_name}")
     for table in (calibration.distortion.value, calibration.distortion.key):
         _check_losses(table.items(), "distortion at {} bits", path)
-    _check_heads(calibration.heads, config.get_text_config(), path)
+    _check_heads(calibration.heads, config, path)
     return calibration
 
 
-def _check_heads(heads: tuple[tuple[float, ...], ...], text_config: Any, path: Path) -> None:
-    layers, count = text_config.num_hidden_layers, text_config.num_key_value_heads
+def _check_heads(heads: tuple[tuple[float, ...], ...], config: Any, path: Path) -> None:
+    layers, count, _ = cache_sizes(config)
     if heads and (len(heads), {len(row) for row in heads}) != (layers, {count}):
         raise ConfigError(
             f"{path}: it has shares of {len(heads)} layers of {len(heads[0])} heads, the model has {layers} of {count}"

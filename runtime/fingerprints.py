@@ -69,14 +69,6 @@ def tokenizer_fingerprint(tokenizer: Any, chat: bool) -> str:
     return digest.hexdigest()
 
 
-def cache_sizes(config: Any) -> tuple[int, int, int]:
-    """Layers of a model's cache, KV heads of each, and their dimension."""
-    config = text_config(config)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(config.num_hidden_layers), int(heads), int(dim)
-
-
 def dtype_name(model: Any) -> str:
     """The type of a model's weights, such as ``bfloat16``."""
     return str(model.dtype).removeprefix("torch.")

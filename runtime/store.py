@@ -15,11 +15,12 @@ from .cache import CompressedCache
 from .checks import blame
 from .config import BackendName
 from .errors import ConfigError, RdkvError
-from .fingerprints import cache_sizes, dtype_name, model_fingerprint, tokenizer_fingerprint
+from .fingerprints import dtype_name, model_fingerprint, tokenizer_fingerprint
 from .interfaces import CacheFormat
 from .layer import CompressedLayer
 from .store_file import VERSION, CacheHeader, ModelRecord, write
 from .stored_cache import TOKEN_IDS, open_cache, segment_prefix, tail_prefix
+from .support import cache_sizes
 
 
 def save(

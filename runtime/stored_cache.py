@@ -15,13 +15,13 @@ from .cache import CompressedCache
 from .checks import blame
 from .config import BackendName
 from .errors import CacheFileError, ConfigError, PluginError, RdkvError
-from .fingerprints import cache_sizes, dtype_name, layer_devices, model_fingerprint, tokenizer_fingerprint
+from .fingerprints import dtype_name, layer_devices, model_fingerprint, tokenizer_fingerprint
 from .interfaces import CacheFormat, PackedSegment
 from .layer import CompressedLayer
 from .registry import load_registry
 from .session import Group, groups_of
 from .store_file import CacheHeader, read
-from .support import text_config
+from .support import cache_sizes, text_config
 
 TOKEN_IDS = "token_ids"
 TAIL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -68,6 +68,14 @@ def check_window(config: Any, tokens: int) -> None:
         raise UnsupportedModelError(f"{tokens} tokens are more than the model's window of {limit}; shorten the prompt")
 
 
+def cache_sizes(config: Any) -> tuple[int, int, int]:
+    """Layers of a model's cache, KV heads of each, and their dimension."""
+    config = text_config(config)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(config.num_hidden_layers), int(heads), int(dim)
+
+
 class GenerationModes(tuple[Any, ...]):
     """The modes of ``generate`` that an attached model supports, worded for the error of transformers."""
 

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rdkv.runtime.errors import UnsupportedModelError
 from rdkv.runtime.fingerprints import (
     ROWS,
-    cache_sizes,
     dtype_name,
     layer_devices,
     model_fingerprint,
     tokenizer_fingerprint,
 )
+from rdkv.runtime.support import cache_sizes
 
 TinyModel = Callable[..., Any]
 
