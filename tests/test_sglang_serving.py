@@ -115,9 +115,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that gives the second layer more bytes than its full cache has, at half of all."""
+    """Heads of unlike weight, and more bytes for the second layer than its full cache has, at half of all."""
     path = tmp_path_factory.mktemp("calibration") / "layers.json"
-    return Path(written(path, layers=(0.01, 1.0, 0.05)))
+    return Path(written(path, heads=((0.004, 0.006), (0.3, 0.7), (0.04, 0.01))))
 
 
 @pytest.fixture(scope="module")
