@@ -64,6 +64,11 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     distortion: Distortion
     heads: tuple[tuple[float, ...], ...] = ()
 
+    @property
+    def layers(self) -> tuple[float, ...]:
+        """Share of each layer, that of its heads together, ``[L]``; none if it was not measured."""
+        return tuple(map(sum, self.heads))
+
 
 def fingerprint(config: Any) -> str:
     """16 hexadecimal digits for the shape of a model, alike for every dtype and place it is loaded from.

@@ -83,7 +83,7 @@ def _print(calibration: Calibration, path: Path, as_json: bool) -> None:
     if calibration.heads:
         from .budget import head_weights, layer_shares
 
-        shares = layer_shares(tuple(map(sum, calibration.heads)))
+        shares = layer_shares(calibration.layers)
         click.echo("\nbytes of each layer, of an even budget, and weights of its heads:")
         for layer, (share, losses) in enumerate(zip(shares, calibration.heads, strict=True)):
             click.echo(f"{layer:3} {share:.2f}: {', '.join(f'{weight:.2f}' for weight in head_weights(losses))}")

@@ -93,11 +93,10 @@ class Pipeline:
         name = calibrated_name(config.format, self.format)
         found = load_calibration(model_config, name, config.calibration, self.format.shipped_calibration)
         self.distortion = found.distortion if found else None
-        losses = found.heads if found and config.budget_by != "even" else ()
-        uneven = losses and self.allocator.evicts
-        self.shares = layer_shares(tuple(map(sum, losses))) if uneven else (1.0,) * self.layers
+        known = found.layers if found and config.budget_by != "even" and self.allocator.evicts else ()
+        self.shares = layer_shares(known) if known else (1.0,) * self.layers
         self._first_head = first_head
-        self._head_weights = [head_weights(row) for row in losses] if config.budget_by == "head" else []
+        self._head_weights = [head_weights(row) for row in found.heads] if found and config.budget_by == "head" else []
 
     @property
     def whole_model(self) -> bool:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from .interfaces import PackedSegment
-    from .layer import CompressedLayer
     from .loading import LoadedModel
     from .observation import Observation
     from .pipeline import Pipeline
@@ -103,21 +102,26 @@ def _losses(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Divergence from the full cache with each head alone compressed, ``[L, H]`` float64, in nats a token."""
     import torch
 
+    from .cache import CompressedCache
     from .pipeline import Pipeline
     from .recording import Recording
+    from .session import Group
 
     ids = ids.to(model.device).unsqueeze(0)
     prompt, answer = ids[:, :-ANSWER], ids[:, -ANSWER:]
     config = CompressionConfig(budget=BUDGET, calibration="none")
     recording, pipeline = Recording(model.config), Pipeline(model.config, config)
+    packed_layers = CompressedCache.for_stored(model.config, config).compressed_layers
     with torch.inference_mode():
         model(prompt, past_key_values=recording, use_cache=True, logits_to_keep=1)
         truth = _log_probabilities(model, recording.full(), answer)  # [1, ANSWER, V]
         losses = []
-        for observation in recording.observations:
+        for observation, layer in zip(recording.observations, packed_layers, strict=True):
+            nothing = observation.keys[:, :, :0]  # comes after the prompt
             for segment in _heads_alone(pipeline, observation):
+                layer.resume(observation.tokens, [Group([0], 0)], [segment], None, (nothing, nothing))
                 cache = recording.full()
-                cache.layers[observation.layer] = _packed_layer(model, config, observation, segment)
+                cache.layers[observation.layer] = layer
                 found = _log_probabilities(model, cache, answer)
                 losses.append((truth.exp() * (truth - found)).sum(-1).mean().double())
     return torch.stack(losses).clamp_min(0.0).view(len(recording.recorded), -1).cpu()
@@ -125,31 +129,15 @@ def _losses(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 def _heads_alone(pipeline: Pipeline, observation: Observation) -> Iterator[PackedSegment]:
     """One layer with one head after the other packed by the plan, the others as they are."""
-    import torch
-
     pending = pipeline.score(observation)
     (planned,) = pipeline.allocate([pending])
     plan = planned.plan
-    for head in range(observation.heads):
-        value_bits, key_bits = torch.full_like(plan.value_bits, 16), torch.full_like(plan.key_bits, 16)
-        value_bits[:, head], key_bits[:, head] = plan.value_bits[:, head], plan.key_bits[:, head]
-        pinned = torch.zeros_like(plan.pinned)
-        pinned[:, head] = plan.pinned[:, head]
-        alone = BitPlan(value_bits, key_bits, pinned)
+    batch, heads, tokens, dim = pending.keys.shape
+    for head in range(heads):
+        alone = BitPlan.uniform((batch, heads, tokens, dim), 16, pending.keys.device)
+        alone.value_bits[:, head], alone.key_bits[:, head] = plan.value_bits[:, head], plan.key_bits[:, head]
+        alone.pinned[:, head] = plan.pinned[:, head]
         yield pipeline.format.pack(pending.keys, pending.values, alone)
-
-
-def _packed_layer(
-    model: PreTrainedModel, config: CompressionConfig, observation: Observation, segment: PackedSegment
-) -> CompressedLayer:
-    """A layer that holds a packed prompt of one sequence and nothing after it."""
-    from .cache import CompressedCache
-    from .session import Group
-
-    layer = CompressedCache.for_stored(model.config, config).compressed_layers[observation.layer]
-    nothing = observation.keys[:, :, :0]
-    layer.resume(observation.tokens, [Group([0], 0)], [segment], None, (nothing, nothing))
-    return layer
 
 
 def _log_probabilities(model: PreTrainedModel, cache: Cache, ids: Tensor) -> Tensor:

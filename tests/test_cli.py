@@ -184,7 +184,7 @@ def test_calibration_is_found_by_the_next_run(
     for by in ("head", "layer", "even"):
         assert run(arguments("--budget-by", by, "--json")) == 0
         bits.append(json.loads(capsys.readouterr().out)["bits"]["value"])
-    assert bits[0] != bits[1] != bits[2]
+    assert bits[0] != bits[1] != bits[2] != bits[0]
     file.write_text("damaged")
     assert "is not a calibration file" in error_line(arguments())
     assert run(arguments("--calibration", "none")) == 0

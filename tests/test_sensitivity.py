@@ -77,7 +77,7 @@ def test_the_loss_of_one_head_is_that_of_a_cache_with_the_others_whole(
                 cache = recording.compress(rdkv.CompressionConfig(budget=BUDGET, calibration="none"))
             got = model(answer, past_key_values=cache).logits.log_softmax(-1)
             loss = torch.nn.functional.kl_div(got, truth, reduction="none", log_target=True).sum(-1).mean()
-            assert float(found[layer, head]) == pytest.approx(float(loss), rel=1e-2)
+            assert float(found[layer, head]) == pytest.approx(float(loss), rel=1e-3)
 
 
 def test_prompts_go_on_and_come_back_to_earlier_passages(loaded: LoadedModel) -> None:

@@ -84,7 +84,8 @@ def _deciles(values: list[Any]) -> list[Any]:
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:
-    total, order = sum(counts.values()), ("pinned", "16", "8", "6", "4", "2", "0")
+    total = sum(counts.values())
+    order = sorted(counts, key=lambda width: int(width) if width.isdigit() else 99, reverse=True)  # "pinned" first
     return {width: round(counts[width] / total, 6) for width in order if counts[width]}
 
 

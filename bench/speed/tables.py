@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from rdkv.plugins.rdkv.format import KEY_WIDTHS, VALUE_WIDTHS
+
 Record = dict[str, Any]
 MACHINE = ("device", "torch", "triton", "flashinfer", "transformers", "python")
 LAYER = ("device", "mix", "spread", "heads", "group", "dim")  # what a table of decode steps is about
@@ -128,12 +130,14 @@ def gemv(records: list[Record]) -> str:
 def bits(records: list[Record]) -> str:
     """Widths that real prompts got."""
     record = records[-1]
-    head = ["budget", "tokens kept"] + [f"values {w}" for w in ("pinned", "16", "8", "4", "2")]
-    head += [f"keys {w}" for w in ("16", "8", "6", "4", "2", "0")] + ["key columns a channel"]
+    of_values = ["pinned", *(str(width) for width in reversed(VALUE_WIDTHS) if width)]  # of tokens that are kept
+    of_keys = [str(width) for width in reversed(KEY_WIDTHS)]
+    head = ["budget", "tokens kept", *(f"values {width}" for width in of_values)]
+    head += [*(f"keys {width}" for width in of_keys), "key columns a channel"]
 
     def row(budget: str, entry: Record) -> list[str]:
-        shares = [entry["kept"], *(entry["value_widths"].get(w, 0.0) for w in ("pinned", "16", "8", "4", "2"))]
-        shares += [entry["key_widths"].get(w, 0.0) for w in ("16", "8", "6", "4", "2", "0")]
+        shares = [entry["kept"], *(entry["value_widths"].get(width, 0.0) for width in of_values)]
+        shares += [entry["key_widths"].get(width, 0.0) for width in of_keys]
         columns = entry["key_columns"] / record["head_dim"]
         return [f"{100 * float(budget):g}%", *(f"{100 * share:.1f}%" for share in shares), f"{columns:.2f}"]
 
